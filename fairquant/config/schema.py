@@ -1,0 +1,193 @@
+"""The sections of params.yaml. One section per stage, plus the scalars people sweep at top level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from fairquant import plugins
+from fairquant.config.base import Int, Names, Real, Section, Subset, number, plugin_name
+
+WEIGHTS_FOLDER = PurePosixPath("data/weights")
+
+PluginOptions = dict[str, dict[str, Any]]
+"""Settings of plug-ins by plug-in name; validated against each plug-in's ``Options``."""
+
+
+class DataSection(Section):
+    """Which images, labels and groups, and how they are split."""
+
+    name: Annotated[str, plugin_name("dataset")] = "synthderm"
+    path: str = "data/raw"
+    image_size: Int = number(32, ge=8, le=1024)
+    label: str | None = Field(None, description="a label column of the data set, or null for its default")
+    group: Annotated[Names, Field(min_length=1)] | None = Field(
+        None, description="one or several group columns, or null for the default"
+    )
+    split_by: str | None = Field(None, description="a column whose equal values stay on one side, or null")
+    min_group_size: Int = number(1, ge=1)
+    small_groups: Literal["error", "merge", "drop"] = "error"
+    val_fraction: Real = number(0.1, gt=0, lt=1)
+    test_fraction: Real = number(0.2, gt=0, lt=1)
+    train_subset: Subset = Field(1.0, description="a fraction in (0, 1] or a whole number above 1")
+    test_subset: Subset = Field(1.0, description="a fraction in (0, 1] or a whole number above 1")
+    bad_rows: Literal["error", "drop"] = "error"
+    seed: Int = number(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _fractions_leave_a_training_set(self) -> DataSection:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"data.val_fraction + data.test_fraction: got {self.val_fraction:g} + {self.test_fraction:g}; "
+                "allowed: a sum below 1"
+            )
+        return self
+
+
+class ModelSection(Section):
+    """The classifier's architecture and where its starting weights come from."""
+
+    name: str = Field("resnet18", min_length=1, description="a torchvision or timm model name")
+    weights: str = Field("none", min_length=1, description="none | imagenet | a path to a state dict")
+    strict: bool = True
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_tracked(cls, value: str) -> str:
+        """A file elsewhere could change without DVC noticing, so imports come from the folder pretrain depends on."""
+        if value not in {"none", "imagenet"} and WEIGHTS_FOLDER not in PurePosixPath(value).parents:
+            raise ValueError(f"none | imagenet | a file under {WEIGHTS_FOLDER}/ (copy it there, so that it is tracked)")
+        return value
+
+
+class TrainSection(Section):
+    """Settings of one training run; used by pretrain and, for fine-tuning, by quantize."""
+
+    epochs: Int = number(10, ge=0)
+    batch_size: Int = number(64, ge=2)
+    lr: Real = number(1e-3, gt=0)
+    weight_decay: Real = number(1e-2, ge=0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    step_size: Int = number(5, ge=1)
+    gamma: Real = number(0.1, gt=0, le=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    patience: Int = number(0, ge=0)
+    augment: Literal["off", "light", "paper"] = "light"
+
+
+class ImportanceSection(Section):
+    """Which samples every weight's importance is measured on."""
+
+    by: Literal["group", "class"] = "group"
+    normalize: Literal["sample", "none"] = "sample"
+    batch_size: Int = number(64, ge=1)
+    samples_per_group: Int | None = number(None, ge=1)
+
+
+def _width(value: int) -> int:
+    if 16 < value < 32:
+        raise ValueError(WIDTHS)
+    return value
+
+
+WIDTHS = "a bit-width: a whole number in [0, 16], or 32"
+Width = Annotated[Int, Field(ge=0, le=32, description=WIDTHS), AfterValidator(_width)]
+
+
+class ProtectSection(Section):
+    """Layers held at a given width whatever the allocator would choose."""
+
+    layers: Names = Field((), description="layer name patterns, or first | last | classifier")
+    bits: Width = 32
+
+
+class AssignSection(Section):
+    """How a bit budget is spent on the units of the model."""
+
+    bits: tuple[Width, ...] = Field((2, 4, 8), min_length=1, description="a list of bit-widths")
+    levels: tuple[Annotated[Real, Field(ge=0, le=1, description="a share in [0, 1]")], ...] = (0.2, 0.4, 0.4)
+    level_unit: Literal["params", "units"] = "params"
+    uniform_bits: Width = 8
+    protect: ProtectSection = ProtectSection()
+    reducers: PluginOptions = {}
+
+    @model_validator(mode="after")
+    def _bits_and_levels_pair_up(self) -> AssignSection:
+        if len(self.bits) != len(self.levels):
+            raise ValueError(
+                f"assign.levels: got {len(self.levels)} levels for {len(self.bits)} bits "
+                f"({list(self.levels)} for {list(self.bits)}); allowed: one level per bit-width"
+            )
+        if len(set(self.bits)) != len(self.bits):
+            raise ValueError(f"assign.bits: got {list(self.bits)}; allowed: each bit-width once")
+        if abs(sum(self.levels) - 1) > 1e-6:
+            raise ValueError(
+                f"assign.levels: got {list(self.levels)}, sum {sum(self.levels):g}; allowed: shares that sum to 1"
+            )
+        return self
+
+    @property
+    def ladder(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Bits and levels, paired and sorted by bit-width."""
+        pairs = sorted(zip(self.bits, self.levels, strict=True))
+        return tuple(b for b, _ in pairs), tuple(share for _, share in pairs)
+
+
+class QuantizeSection(TrainSection):
+    """How weights are quantized and fine-tuned."""
+
+    epochs: Int = number(3, ge=1)
+    lr: Real = number(1e-4, gt=0)
+    weight_decay: Real = number(1e-4, ge=0)
+    scale: Annotated[str, plugin_name("scale")] = "absmax"
+    percentile: Real = number(99.9, gt=50, le=100)
+    uniform_bits: Width = 8
+    fairness_loss: Annotated[str, plugin_name("loss")] = "gap"
+    fairness_weight: Real = number(1.0, ge=0)
+
+
+class EvaluateSection(Section):
+    """Which metrics are computed."""
+
+    parity: bool = True
+    positive_class: str | None = Field(None, description="a class name, or null for the second of two classes")
+    batch_size: Int = number(128, ge=1)
+
+
+class ReportSection(Section):
+    """What the report is called."""
+
+    title: str = "FairQuant report"
+
+
+class Config(Section):
+    """All of params.yaml, validated as a whole before any work."""
+
+    seed: Int = number(0, ge=0, lt=2**32)
+    reducer: Annotated[str, plugin_name("reducer")] = "balanced"
+    importance_metric: Annotated[str, plugin_name("importance")] = "grape"
+    allocator: Annotated[str, plugin_name("allocator")] = "levels"
+    granularity: Literal["per_tensor", "per_channel", "per_param"] = "per_channel"
+    quant_mode: Annotated[str, plugin_name("mode")] = "fair_static_qat"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    debug: bool = False
+    workers: Int = number(0, ge=0, le=256)
+
+    data: DataSection = DataSection()
+    datasets: PluginOptions = {}
+    model: ModelSection = ModelSection()
+    pretrain: TrainSection = TrainSection()
+    importance: ImportanceSection = ImportanceSection()
+    assign: AssignSection = AssignSection()
+    quantize: QuantizeSection = QuantizeSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    report: ReportSection = ReportSection()
+
+    def options(self, kind: str, name: str) -> Any:
+        """Return the validated ``Options`` of plug-in ``name`` (its defaults where params.yaml is silent)."""
+        given: Mapping[str, PluginOptions] = {"dataset": self.datasets, "reducer": self.assign.reducers}
+        return plugins.load(kind, name).Options(**given.get(kind, {}).get(name, {}))

@@ -1,0 +1,84 @@
+"""What the assign stage reports of a bit map: metrics as nested JSON, and one table row per layer."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairquant.allocate.bitmap import BitMap, unit_shape
+from fairquant.allocate.info import ModelInfo
+from fairquant.cost.bops import bops
+from fairquant.cost.size import size_report
+from fairquant.errors import ArtifactError
+
+Row = dict[str, str | int | float]
+
+
+def summarise_bits(bits: BitMap, model_info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return avg_bits and share by parameters and by out channels, size (MB, ratio to fp32) and gbops (10⁹ BOPs).
+
+    Activations count as fp32. Keys hold no dots, so that ``dvc metrics diff`` names them well. A bit map of another
+    model raises ``ArtifactError``.
+    """
+    info = _info_of(bits, model_info)
+    by_parameters = bits.shares(info.shapes, by="parameters")
+    by_channels = bits.shares(info.shapes, by="channels")
+    return {
+        "avg_bits": {
+            "by_parameter": bits.average(info.shapes, by="parameters"),
+            "by_channel": bits.average(info.shapes, by="channels"),
+        },
+        "size": size_report(bits, info.shapes, rest=info.rest).to_dict(),
+        "gbops": bops(info.macs, bits) / 1e9,
+        "share": {
+            f"{width}bit": {"parameters": by_parameters[width], "channels": by_channels[width]}
+            for width in bits.widths()
+        },
+    }
+
+
+def layer_shares(bits: BitMap) -> list[Row]:
+    """Return one row per layer: ``layer``, mean ``bits`` and the share of its weights at each width of the model."""
+    rows: list[Row] = []
+    for name, widths in bits.layers.items():
+        counts = bits.counts(name)
+        shares: Row = {f"share_{width}bit": counts.get(width, 0) / widths.size for width in bits.widths()}
+        rows.append({"layer": name, "bits": float(widths.mean()), **shares})
+    return rows
+
+
+def bit_distribution(bits: BitMap, model_info: Mapping[str, Any]) -> list[Row]:
+    """Return one row per layer: layer, kind, parameters, units, the units at each width of the model, avg_bits."""
+    info = _info_of(bits, model_info)
+    rows: list[Row] = []
+    for name, widths in bits.layers.items():
+        counts = bits.counts(name)
+        units: Row = {f"n_{width}bit": counts.get(width, 0) for width in bits.widths()}
+        start: Row = {"layer": name, "kind": info.kinds[name], "parameters": math.prod(info.shapes[name])}
+        rows.append({**start, "units": widths.size, **units, "avg_bits": float(widths.mean())})
+    return rows
+
+
+def _info_of(bits: BitMap, model_info: Mapping[str, Any]) -> ModelInfo:
+    """Read ``model_info``; raise ``ArtifactError`` unless ``bits`` are of its layers."""
+    info = ModelInfo.from_json(model_info)
+    expected = {name: unit_shape(bits.granularity, shape) for name, shape in info.shapes.items()}
+    got = {name: widths.shape for name, widths in bits.layers.items()}
+    for name in sorted(expected.keys() | got.keys()):
+        if got.get(name) != expected.get(name):
+            raise ArtifactError(
+                f"bits of layer {name}: got shape {got.get(name)}; allowed: {expected.get(name)}, as the model has it"
+            )
+    return info
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return ``rows`` (all with the keys of the first) as csv text with a header; floats have six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return text.getvalue()

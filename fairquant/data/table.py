@@ -1,0 +1,114 @@
+"""Source tables: csv read by the csv module, text kept exactly as it is, every defective row named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairquant.data.raw import Problem
+from fairquant.errors import DataError
+
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One data row: its number (1 is the first data row) and its values by column."""
+
+    number: int
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A csv file: columns, well-formed rows, and problems for the rows that are not."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[Row]
+    problems: list[Problem]
+
+    def missing(self, columns: Sequence[str]) -> list[Problem]:
+        """Return one fatal problem for each of ``columns`` that the table lacks."""
+        have = ", ".join(self.columns)
+        return [
+            Problem(
+                "missing column",
+                0,
+                column,
+                f"{self.path.name} has no column {column!r}; its columns: {have}",
+                table=self.path.name,
+                fatal=True,
+            )
+            for column in dict.fromkeys(columns)
+            if column not in self.columns
+        ]
+
+
+def read_table(path: Path, *, layout: str) -> Table:
+    """Read a csv file with a header row.
+
+    Args:
+        path: the file; a UTF-8 byte order mark is skipped.
+        layout: the layout expected, in words; part of the error when the file is absent.
+
+    Raises:
+        DataError: the file is absent, is not csv at all, or has no header or no rows.
+    """
+    text = _read_text(path, layout)
+    problems: list[Problem] = []
+    rows: list[Row] = []
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        _check_header(path, header)
+        for number, values in enumerate((line for line in reader if line), start=1):
+            problem = _row_problem(path, number, values, len(header))
+            if problem is None:
+                rows.append(Row(number, dict(zip(header, values, strict=True))))
+            else:
+                problems.append(problem)
+    except csv.Error as error:
+        raise DataError(f"{path}: not valid csv at line {reader.line_num} ({error})") from None
+    if not rows and not problems:
+        raise DataError(f"{path}: got a header and no rows; allowed: at least one row")
+    return Table(path, tuple(header), rows, problems)
+
+
+def _read_text(path: Path, layout: str) -> str:
+    """Decode as UTF-8, keeping undecodable bytes as lone surrogates so that their rows can be named."""
+    try:
+        return path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise DataError(f"{path}: not found; expected {layout}") from None
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({error.strerror}); expected {layout}") from None
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    if not header:
+        raise DataError(f"{path}: got an empty file; allowed: csv with a header row")
+    if any(_NOT_UTF8.search(name) for name in header):
+        raise DataError(f"{path}: not UTF-8 text; save it as csv in UTF-8")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: got the column {twice[0]!r} more than once; allowed: each column once")
+
+
+def _row_problem(path: Path, number: int, values: list[str], width: int) -> Problem | None:
+    shown = printable(",".join(values))
+    if any(_NOT_UTF8.search(value) for value in values):
+        return Problem("not UTF-8", number, shown, "the row is not UTF-8 text", table=path.name)
+    if len(values) != width:
+        message = f"the row has {len(values)} fields, the header {width}"
+        return Problem("wrong number of fields", number, shown, message, table=path.name)
+    return None
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with undecodable bytes written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,121 @@
+"""All metrics of one split as a nested dict of plain numbers; every value stands under its group's or class's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fairquant.errors import ConfigError, DataError
+from fairquant.evaluate import gaps
+from fairquant.evaluate.groups import GroupTable, defined
+from fairquant.predictions import SplitPredictions
+
+BINARY_RATES = ("selection_rate", "tpr", "fpr", "tnr")
+
+
+def summarise(
+    predictions: SplitPredictions,
+    *,
+    classes: Sequence[str],
+    groups: Sequence[str],
+    parity: bool = True,
+    positive_class: str | None = None,
+) -> dict[str, Any]:
+    """Return the metrics of one split; what is undefined is None, with one warning that names it.
+
+    Args:
+        predictions: logits, labels and groups of the split.
+        classes: K class names.
+        groups: G group names.
+        parity: False leaves out every gap between groups.
+        positive_class: class of the binary metrics, one-vs-rest; None means the second of two classes, and no
+            binary metrics with more.
+
+    Returns:
+        ``overall_acc``, ``avg_acc``, ``worst_acc``, ``worst_group``, ``acc_gap``, ``eopp1``, ``eopp0``, ``eodd``,
+        with a positive class ``dp_difference``, ``dp_ratio``, ``equal_opportunity``, ``equalized_odds``,
+        ``predictive_equality``; ``group`` and ``class`` by name. Shares are in [0, 1].
+
+    Raises:
+        ConfigError: ``positive_class`` is not a class.
+        DataError: a label or group has no name.
+    """
+    positive = positive_index(positive_class, classes)
+    table = GroupTable.count(
+        predictions.labels, predictions.predicted, predictions.groups, classes=classes, groups=groups
+    )
+    worst = gaps.worst_group(table)
+    summary: dict[str, Any] = {
+        "overall_acc": defined(table.overall_accuracy),
+        "avg_acc": gaps.avg_accuracy(table),
+        "worst_acc": None if worst is None else float(np.nanmin(table.accuracy)),
+        "worst_group": worst,
+    }
+    if parity:
+        summary |= _parity(table, positive)
+    summary["group"] = _groups(table, positive)
+    summary["class"] = _classes(table)
+    return summary
+
+
+def positive_index(positive_class: str | None, classes: Sequence[str]) -> int | None:
+    """Return the positive class's number, or None where there is none."""
+    if positive_class is None:
+        return 1 if len(classes) == 2 else None
+    if positive_class not in classes:
+        raise ConfigError(f"evaluate.positive_class: got {positive_class!r}; allowed: null | {' | '.join(classes)}")
+    return list(classes).index(positive_class)
+
+
+def metric_keys(names: Sequence[str]) -> list[str]:
+    """Return names fit to be keys of a metrics file: DVC separates levels with ``.``, so it becomes ``·``.
+
+    >>> metric_keys(["female × <60", "0.5-1.0"])
+    ['female × <60', '0·5-1·0']
+    """
+    keys = [name.replace(".", "·") for name in names]
+    if len(set(keys)) != len(keys):
+        raise DataError(f"names: got {list(names)}; allowed: names that differ by more than '.' and '·'")
+    return keys
+
+
+def _parity(table: GroupTable, positive: int | None) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "acc_gap": {"avg_minus_worst": gaps.avg_minus_worst(table), "max_minus_min": gaps.max_minus_min(table)},
+        "eopp1": gaps.eopp1(table),
+        "eopp0": gaps.eopp0(table),
+        "eodd": gaps.eodd(table),
+    }
+    if positive is not None:
+        values |= {
+            "dp_difference": gaps.dp_difference(table, positive),
+            "dp_ratio": gaps.dp_ratio(table, positive),
+            "equal_opportunity": gaps.equal_opportunity(table, positive),
+            "equalized_odds": gaps.equalized_odds(table, positive),
+            "predictive_equality": gaps.predictive_equality(table, positive),
+        }
+    return values
+
+
+def _groups(table: GroupTable, positive: int | None) -> dict[str, Any]:
+    columns = {"accuracy": table.accuracy}
+    if positive is not None:
+        columns |= {rate: getattr(table, rate)[:, positive] for rate in BINARY_RATES}
+    for rate, values in columns.items():
+        cells = [f"group {table.groups[g]!r}" for g in np.flatnonzero(np.isnan(values))]
+        gaps.warn_undefined(f"group {rate}", rate, cells, "null")
+    rows = {}
+    for g, key in enumerate(metric_keys(table.groups)):
+        rates = {rate: defined(values[g]) for rate, values in columns.items()}
+        rows[key] = {"n": int(table.counts[g])} | rates
+    return rows
+
+
+def _classes(table: GroupTable) -> dict[str, Any]:
+    accuracy, counts = table.class_accuracy, table.class_counts
+    cells = [f"class {table.classes[k]!r}" for k in np.flatnonzero(counts == 0)]
+    gaps.warn_undefined("class accuracy", "accuracy", cells, "null")
+    keys = metric_keys(table.classes)
+    return {key: {"n": int(counts[k]), "accuracy": defined(accuracy[k])} for k, key in enumerate(keys)}

@@ -1,0 +1,157 @@
+"""The one loop that measures importance.
+
+The model is in evaluation mode, on un-augmented training images; a batch holds one group only, so the cost is one
+forward and one backward pass over the samples whatever the number of groups. With g_b the gradient of batch b's mean
+cross-entropy and n_b its samples, the map of a group is
+
+- ``normalize: sample``: Σ_b n_b · score(g_b, w) / Σ_b n_b, which the group's size does not scale
+- ``normalize: none``:   Σ_b score(g_b, w)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, Never
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from tqdm import tqdm
+
+from fairquant import plugins
+from fairquant.data.batches import Batch, iterate, n_batches
+from fairquant.data.store import Store
+from fairquant.devices import autocast
+from fairquant.errors import UserError
+from fairquant.importance.maps import ImportanceMaps, Map, check_finite
+from fairquant.models.layers import quantizable_layers, weight_parameter
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def measure_importance(
+    model: nn.Module,
+    store: Store,
+    *,
+    metric: str,
+    by: Literal["group", "class"] = "group",
+    normalize: Literal["sample", "none"] = "sample",
+    batch_size: int,
+    samples_per_group: int | None = None,
+    device: torch.device,
+    precision: str = "fp32",
+    seed: int,
+    progress: bool = True,
+) -> ImportanceMaps:
+    """Measure what every weight of every quantizable layer is worth to each group.
+
+    Args:
+        model: the classifier; moved to ``device`` and into channels-last layout, otherwise left as it was (values,
+            mode, statistics, gradients).
+        store: the decoded data; its train split is read.
+        metric: name of an importance plug-in.
+        by: whether groups or classes play the part of groups.
+        normalize: see the module's formula.
+        batch_size: samples per batch; a group's last batch may be smaller.
+        samples_per_group: at most so many samples per group, chosen by ``seed``; None: all.
+        device: where to compute; finished maps are held in main memory.
+        precision: ``fp32`` or ``bf16`` (autocast; maps are float32 in both).
+        seed: fixes which samples and in which order: batches are consecutive slices of one permutation.
+        progress: show a bar on a terminal.
+
+    Raises ``UserError`` for a group without training samples and for values that are not finite.
+    """
+    names, rows = _samples(store, by=by, limit=samples_per_group, seed=seed)
+    score: Score = plugins.load("importance", metric).score
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the layout of the gradients
+    weights = {name: weight_parameter(layer) for name, layer in quantizable_layers(model).items()}
+    layers = {name: np.empty((len(names), *weight.shape), np.float32) for name, weight in weights.items()}
+    steps = sum(n_batches(len(chosen), batch_size, False) for chosen in rows)
+    bar = tqdm(total=steps, desc="importance", unit="batch", disable=None if progress else True)
+    sums = [torch.empty_like(weight, requires_grad=False) for weight in weights.values()]
+    with bar, _gradients_of(model, weights):
+        for index, (name, chosen) in enumerate(zip(names, rows, strict=True)):
+            batches = iterate(store, chosen, batch_size=batch_size, device=device)
+            for total in sums:
+                total.zero_()
+            _accumulate(sums, model, weights, batches, score, normalize=normalize, precision=precision, bar=bar)
+            _collect(sums, layers, index=index, group=name)
+    meta = {"metric": metric, "by": by, "normalize": normalize, "batch_size": batch_size, "seed": seed}
+    return ImportanceMaps(names, tuple(len(chosen) for chosen in rows), layers, meta)
+
+
+def _samples(
+    store: Store, *, by: str, limit: int | None, seed: int
+) -> tuple[tuple[str, ...], list[npt.NDArray[np.int64]]]:
+    """Return the groups' names and, for each, the rows of its samples in the order they are used.
+
+    The order is a permutation: a table sorted by class would otherwise make batches of one class. It depends on the
+    seed and the group's own rows alone, so renumbering the groups permutes the maps and changes nothing else.
+    """
+    names, marks = (store.group_names, store.groups) if by == "group" else (store.classes, store.labels)
+    train = store.indices("train")
+    rows = [train[marks[train] == index] for index in range(len(names))]
+    empty = [name for name, chosen in zip(names, rows, strict=True) if len(chosen) == 0]
+    if empty:
+        absent = ", ".join(empty)
+        raise UserError(f"importance.by: got {by!r}, but no training sample of {absent}; allowed: one or more")
+    return tuple(names), [np.random.default_rng(seed).permutation(chosen)[:limit] for chosen in rows]
+
+
+def _accumulate(
+    sums: list[Tensor],
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    batches: Iterator[Batch],
+    score: Score,
+    *,
+    normalize: str,
+    precision: str,
+    bar: tqdm[Never],
+) -> None:
+    """Add one group's finished map of every layer to ``sums``, which are 0, on the device."""
+    parameters = list(weights.values())
+    seen = 0
+    for batch in batches:
+        with autocast(batch.images.device, precision):
+            loss = F.cross_entropy(model(batch.images).float(), batch.labels)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        size = len(batch.labels)
+        with torch.no_grad():
+            for total, parameter, gradient in zip(sums, parameters, gradients, strict=True):
+                if gradient is not None:  # a layer the loss does not depend on is worth nothing
+                    total.add_(score(gradient, parameter), alpha=size if normalize == "sample" else 1)
+        seen += size
+        bar.update()
+    if normalize == "sample":
+        for total in sums:
+            total.div_(seen)
+
+
+def _collect(sums: list[Tensor], layers: Mapping[str, Map], *, index: int, group: str) -> None:
+    """Check one group's maps and copy them to main memory, so that the device holds one group at a time."""
+    for name, total in zip(layers, sums, strict=True):
+        # A finite sum has finite terms and costs a twentieth of looking at each; an infinite one may be overflow.
+        check_finite(name, group, bool(torch.isfinite(total.sum())) or bool(torch.isfinite(total).all()))
+        layers[name][index] = total.float().cpu().numpy()
+
+
+@contextmanager
+def _gradients_of(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Evaluation mode, gradients for ``weights`` alone; on leaving, every flag is as it was."""
+    training = [module for module in model.modules() if module.training]
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    wanted = {id(weight) for weight in weights.values()}
+    try:
+        model.eval()
+        for parameter in required:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, flag in required.items():
+            parameter.requires_grad_(flag)
+        for module in training:
+            module.training = True

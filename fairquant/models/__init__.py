@@ -1,0 +1,1 @@
+"""Classifiers: how they are described, built, imported and saved, and what a quantizable layer is."""

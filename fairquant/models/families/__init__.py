@@ -1,0 +1,1 @@
+"""Model families, one per file: ``knows(name)``, ``names()`` and ``create(name, ...)``."""

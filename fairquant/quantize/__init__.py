@@ -1,0 +1,1 @@
+"""Fake quantization of weights: arithmetic, step sizes, attachment to a model, and the file it is kept in."""

@@ -1,0 +1,104 @@
+"""Quantizers on a model: a parametrization on the ``weight`` of every quantizable layer.
+
+``torch.nn.utils.parametrize`` keeps the layer's class and forward, so every subclass of Conv2d and Linear, padding
+mode and user of ``weight`` (``MultiheadAttention.out_proj``) works. The state dict holds the full-precision weight as
+``<layer>.parametrizations.weight.original``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fairquant.allocate.bitmap import BitMap, unit_shape
+from fairquant.errors import ArtifactError, UserError
+from fairquant.models.layers import quantizable_layers
+from fairquant.quantize.quantizer import WeightQuantizer
+
+ORIGINAL = ".parametrizations.weight.original"
+QUANTIZER = ".parametrizations.weight.0"
+
+
+def quantize_model(
+    model: nn.Module,
+    bitmap: BitMap,
+    *,
+    scale: str = "absmax",
+    percentile: float = 99.9,
+    tables: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Attach a quantizer to every quantizable layer of ``model``, in place.
+
+    Args:
+        model: full-precision model; its weights stay, as the latent weights.
+        bitmap: widths of every quantizable layer.
+        scale: name of the step-size method (a file of ``quantize/scales``).
+        percentile: of |w|, used by ``scale: percentile``.
+        tables: step sizes by layer, instead of measuring them (see ``WeightQuantizer.table``).
+
+    Raises:
+        ArtifactError: ``bitmap`` is not of this model (names a layer and what differs).
+        UserError: the model already has quantizers.
+    """
+    if quantizers(model):
+        raise UserError("model: got a model that is quantized already; allowed: a full-precision model")
+    layers = quantizable_layers(model)
+    _check(bitmap, {name: tuple(layer.get_parameter("weight").shape) for name, layer in layers.items()})
+    for name, layer in layers.items():
+        bits = torch.from_numpy(bitmap.layers[name].copy())
+        table = None if tables is None else tables[name]
+        try:
+            quantizer = WeightQuantizer(
+                layer.get_parameter("weight"), bits, method=scale, percentile=percentile, table=table
+            )
+        except UserError as error:
+            raise type(error)(f"layer {name}: {error}") from None
+        parametrize.register_parametrization(layer, "weight", quantizer.train(layer.training), unsafe=True)
+
+
+def _check(bitmap: BitMap, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(set(shapes) ^ set(bitmap.layers)):
+        held = "widths for" if name in bitmap.layers else "no widths for"
+        raise ArtifactError(f"bit map: got {held} layer {name}; allowed: widths for each layer of the model")
+    for name, shape in shapes.items():
+        wanted, got = unit_shape(bitmap.granularity, shape), bitmap.layers[name].shape
+        if got != wanted:
+            raise ArtifactError(
+                f"bit map of layer {name}: got shape {got}; allowed: {wanted} ({bitmap.granularity} of {shape})"
+            )
+
+
+def quantizers(model: nn.Module) -> dict[str, WeightQuantizer]:
+    """Return the quantizers by layer name, in module order; empty for a full-precision model."""
+    named = ((name, module) for name, module in model.named_modules() if isinstance(module, WeightQuantizer))
+    return {name.removesuffix(QUANTIZER): module for name, module in named}
+
+
+def latent_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the full-precision weights under the quantizers, by layer name."""
+    return {name: model.get_parameter(name + ORIGINAL) for name in quantizers(model)}
+
+
+def bitmap_of(model: nn.Module) -> BitMap:
+    """Return the widths of a quantized model; raises ``UserError`` for a model without quantizers."""
+    found = quantizers(model)
+    if not found:
+        raise UserError("model: got a model without quantizers; allowed: one that quantize_model was called on")
+    granularity = next(iter(found.values())).granularity
+    return BitMap(granularity, {name: quantizer.bits.cpu().numpy().copy() for name, quantizer in found.items()})
+
+
+def scale_tables(model: nn.Module) -> dict[str, Tensor]:
+    """Return the step sizes in use by layer name: (out | 1, columns) each, see ``WeightQuantizer.table``."""
+    weights = latent_weights(model)
+    return {name: quantizer.table(weights[name]) for name, quantizer in quantizers(model).items()}
+
+
+def refresh_scales(model: nn.Module) -> None:
+    """Measure anew the step sizes of methods that do so at the start of every epoch (percentile, mse)."""
+    weights = latent_weights(model)
+    for name, quantizer in quantizers(model).items():
+        quantizer.refresh(weights[name])

@@ -1,0 +1,217 @@
+"""The one fake quantization, used by static quantization, quantization-aware training and evaluation.
+
+A weight w at b bits with step size Δ becomes Δ · clamp(round(w / Δ), −M, M), M = 2^(b−1) − 1, ties to even.
+0 bits prune; 1 bit is Δ·sign(w) with sign(0) = +1 (Δ is the mean of |w|); 32 bits are the weight itself, bit for bit.
+
+Gradients are straight-through (Bengio et al. 2013, arXiv 1308.3432): 1 inside the clipping range |w| ≤ M·Δ, 0 outside;
+pruned weights get 0, 32-bit weights 1, and so do 1-bit weights, which nothing clips (DoReFa-Net, arXiv 1606.06160).
+The step size's gradient is that of LSQ (Esser et al. 2020, arXiv 1902.08153): round(w/Δ) − w/Δ inside, ±M outside.
+
+Widths may differ from weight to weight: they enter as tensors, never as a Python loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairquant.errors import UserError
+from fairquant.quantize.rows import as_rows, blocks, inner_order, part
+
+PRUNED, SIGN, UNTOUCHED = 0, 1, 32
+NO_GRID = 0.5
+"""Stands for M where a width has no grid."""
+
+StepSize = Callable[[Tensor, slice], Tensor]
+"""(weights of a block (r, n), the block) → step sizes (r | 1, 1 | n), all positive."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bit-widths made ready for arithmetic, shape (rows | 1, n | 1); a mask no weight needs is None."""
+
+    largest: Tensor
+    """M = 2^(b−1) − 1 as float; 0.5, which no other width has, where b is 0, 1 or 32."""
+    pruned: Tensor | None
+    sign: Tensor | None
+    untouched: Tensor | None
+    all_untouched: bool
+
+    def block(self, rows: slice) -> Widths:
+        """Return the widths of a block of rows."""
+        pruned, sign, untouched = (
+            None if mask is None else part(mask, rows) for mask in (self.pruned, self.sign, self.untouched)
+        )
+        return Widths(part(self.largest, rows), pruned, sign, untouched, self.all_untouched)
+
+
+def widths_present(bits: Tensor) -> tuple[int, ...]:
+    """Return the widths that occur in ``bits``, ascending.
+
+    >>> widths_present(torch.tensor([8, 2, 8]))
+    (2, 8)
+    """
+    found = torch.bincount(bits.reshape(-1).long())
+    return tuple(int(width) for width in found.nonzero())
+
+
+def prepare_widths(bits: Tensor, dtype: torch.dtype = torch.float32) -> Widths:
+    """Turn integer ``bits`` (0, 1, 2…16 or 32) of shape (rows | 1, n | 1) into ``Widths``.
+
+    Raises ``UserError`` for any other width.
+
+    >>> prepare_widths(torch.tensor([[2], [8], [32]])).largest.flatten().tolist()
+    [1.0, 127.0, 0.5]
+    """
+    present = widths_present(bits)
+    wrong = [width for width in present if not (0 <= width <= 16 or width == UNTOUCHED)]
+    if wrong:
+        raise UserError(f"bit-width: got {wrong[0]}; allowed: 0 to 16, or 32")
+    special = (bits == PRUNED) | (bits == SIGN) | (bits == UNTOUCHED)
+    powers = torch.pow(2.0, bits.to(torch.float64) - 1) - 1
+    return Widths(
+        largest=torch.where(special, NO_GRID, powers).to(dtype),
+        pruned=bits == PRUNED if PRUNED in present else None,
+        sign=bits == SIGN if SIGN in present else None,
+        untouched=bits == UNTOUCHED if UNTOUCHED in present else None,
+        all_untouched=present == (UNTOUCHED,),
+    )
+
+
+def round_to_grid(weight: Tensor, delta: Tensor, widths: Widths, out: Tensor, *, clips: bool = True) -> None:
+    """Write the fake-quantized ``weight`` (r, n) into ``out``; ``clips=False`` promises |w| ≤ M·Δ everywhere."""
+    torch.div(weight, delta, out=out)
+    out.round_()
+    if clips:
+        torch.clamp(out, min=-widths.largest, max=widths.largest, out=out)
+    out.mul_(delta)
+    if widths.pruned is not None:
+        out.masked_fill_(widths.pruned, 0.0)
+    if widths.sign is not None:
+        torch.where(widths.sign, torch.where(weight < 0, -delta, delta), out, out=out)
+    if widths.untouched is not None:
+        torch.where(widths.untouched, weight, out, out=out)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All a fake quantization needs besides the weight."""
+
+    widths: Widths
+    step_size: StepSize
+    clips: bool = True
+    add_step_gradient: Callable[[Tensor, Tensor, slice], None] | None = None
+    """(gradient of the step sizes used in a block, the gradient to add to, the block); None: Δ is not learned."""
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Block by block; keeps nothing for the backward pass but references to the weight and its step sizes."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, step: Tensor | None, plan: Plan) -> Tensor:
+        """Return the fake-quantized weight, laid out in memory as ``weight`` is."""
+        ctx.plan = plan
+        ctx.free = not plan.clips and plan.widths.pruned is None and step is None
+        if not ctx.free:
+            ctx.save_for_backward(weight, *([] if step is None else [step]))
+        order = inner_order(weight)
+        rows = as_rows(weight, order)
+        out = torch.empty_like(rows)
+        for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
+            w = rows[block]
+            round_to_grid(w, plan.step_size(w, block), plan.widths.block(block), out[block], clips=plan.clips)
+        return _from_rows(out, weight, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Return the straight-through gradient of the weight and the LSQ gradient of the step sizes."""
+        if ctx.free:
+            return gradient, None, None
+        weight, *rest = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        order = inner_order(weight)
+        rows, incoming = as_rows(weight, order), as_rows(gradient, order)
+        passed = torch.empty_like(rows)
+        step_gradient = torch.zeros_like(rest[0]) if rest else None
+        for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
+            widths, w, g = plan.widths.block(block), rows[block], incoming[block]
+            delta = plan.step_size(w, block)
+            torch.mul(g, _passes(w, delta, widths, clips=plan.clips), out=passed[block])
+            if step_gradient is not None and plan.add_step_gradient is not None:
+                plan.add_step_gradient(g * _step_derivative(w, delta, widths), step_gradient, block)
+        return _from_rows(passed, weight, order), step_gradient, None
+
+
+def _from_rows(rows: Tensor, like: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Undo ``as_rows``: a view of ``rows`` with the shape of ``like``."""
+    inverse = [0] * like.dim()
+    for position, dimension in enumerate((0, *order)):
+        inverse[dimension] = position
+    return rows.view(like.shape[0], *(like.shape[d] for d in order)).permute(inverse)
+
+
+def _passes(weight: Tensor, delta: Tensor, widths: Widths, *, clips: bool) -> Tensor:
+    """Return where the gradient passes straight through."""
+    inside = weight.abs() <= widths.largest * delta if clips else torch.ones_like(weight, dtype=torch.bool)
+    if widths.sign is not None:
+        inside |= widths.sign
+    if widths.untouched is not None:
+        inside |= widths.untouched
+    if widths.pruned is not None:
+        inside &= ~widths.pruned
+    return inside
+
+
+def _step_derivative(weight: Tensor, delta: Tensor, widths: Widths) -> Tensor:
+    """Return ∂ŵ/∂Δ weight by weight (LSQ, equation 3; 1 bit: the sign; pruned and untouched: 0)."""
+    v = weight / delta
+    inside = v.abs() <= widths.largest
+    rounded = torch.clamp(v.round(), min=-widths.largest, max=widths.largest)
+    derivative = torch.where(inside, rounded - v, rounded)
+    if widths.sign is not None:
+        derivative = torch.where(widths.sign, torch.where(weight < 0, -1.0, 1.0).to(v.dtype), derivative)
+    for mask in (widths.pruned, widths.untouched):
+        if mask is not None:
+            derivative = derivative.masked_fill(mask, 0.0)
+    return derivative
+
+
+def apply_plan(weight: Tensor, plan: Plan, step: Tensor | None = None) -> Tensor:
+    """Fake-quantize ``weight`` (out, …) by ``plan``; ``step`` is the learned parameter its step sizes come from."""
+    if plan.widths.all_untouched:
+        return weight
+    result: Tensor = _FakeQuantize.apply(weight, step, plan)
+    return result
+
+
+def fake_quantize(weight: Tensor, bits: Tensor, scale: Tensor) -> Tensor:
+    """Fake-quantize ``weight`` (out, …) with given step sizes.
+
+    Args:
+        weight: any floating tensor with at least one dimension.
+        bits: integer widths, each 0…16 or 32, broadcastable to ``weight``.
+        scale: positive step sizes Δ, broadcastable to ``weight``; not differentiated here.
+
+    Returns:
+        A tensor like ``weight``, differentiable with respect to it.
+
+    >>> w = torch.tensor([[0.9, -0.3], [0.9, -0.3]])
+    >>> fake_quantize(w, torch.tensor([[2], [3]]), torch.tensor([[0.9], [0.3]])).tolist()
+    [[0.8999999761581421, -0.0], [0.9000000357627869, -0.30000001192092896]]
+    """
+    order = inner_order(weight)
+    shaped_bits, shaped_scale = (_broadcast_rows(t, weight, order) for t in (bits, scale))
+    widths = prepare_widths(shaped_bits, weight.dtype)
+    return apply_plan(weight, Plan(widths, lambda _, block: part(shaped_scale, block)))
+
+
+def _broadcast_rows(tensor: Tensor, weight: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Bring a tensor broadcastable to ``weight`` to shape (out | 1, n | 1)."""
+    full = tensor.reshape((1,) * (weight.dim() - tensor.dim()) + tuple(tensor.shape))
+    if full[:1].numel() == 1:
+        return full.reshape(-1, 1)
+    return as_rows(full.expand(weight.shape), order)

@@ -1,0 +1,141 @@
+"""Widths and step sizes of one layer, laid out in the order its weight lies in memory.
+
+Step sizes are a table (out | 1, columns): one column, or one per width present where the widths of a channel differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fairquant.quantize.fake_quant import UNTOUCHED, Plan, StepSize, Widths, apply_plan, prepare_widths, widths_present
+from fairquant.quantize.rows import as_rows, blocks, inner_order, part
+
+
+def identity(tensor: Tensor) -> tuple[object, ...]:
+    """Return what changes when the values of ``tensor`` do: its memory and its version."""
+    version = -1 if tensor.is_inference() else tensor._version
+    return (tensor.data_ptr(), version, tensor.stride(), tensor.dtype, tensor.device)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layer's widths, ready for its weight.
+
+    Attributes:
+        order: inner dimensions of the weight, outermost in memory first.
+        widths: prepared widths, (out | 1, n | 1).
+        columns: the widths that have a column of the table each; (0,) stands for "all in one".
+        slot: uint8 (out, n), the column each weight uses; None where there is one column.
+        whole: one step size for the whole layer.
+    """
+
+    order: tuple[int, ...]
+    widths: Widths
+    columns: tuple[int, ...]
+    slot: Tensor | None
+    whole: bool
+
+    @classmethod
+    def of(cls, weight: Tensor, bits: Tensor) -> Layout:
+        """Lay out ``bits`` of shape () | (out,) | the weight's for ``weight`` (out, …)."""
+        order = inner_order(weight)
+        present = columns_of(bits)
+        bits = bits.to(weight.device)
+        if len(present) > 1:
+            rows = as_rows(bits, order)
+            lookup = torch.zeros(UNTOUCHED + 1, dtype=torch.uint8)
+            lookup[list(present)] = torch.arange(len(present), dtype=torch.uint8)
+            slot = lookup.to(weight.device)[rows.long()]
+        else:
+            rows, slot = bits.reshape(bits.shape[0] if bits.dim() else 1, -1)[:, :1], None
+        return cls(order, prepare_widths(rows, weight.dtype), present, slot, whole=bits.dim() == 0)
+
+    def measured(self, plugin: ModuleType, percentile: float) -> StepSize:
+        """Return a function that measures the step sizes of a block of rows."""
+        return lambda weight, block: _measure(plugin, weight, self.widths.block(block), percentile)
+
+    def table(self, weight: Tensor, plugin: ModuleType, percentile: float) -> Tensor:
+        """Measure the table (out | 1, columns) of ``weight``; 1 where a channel has no weight of that width."""
+        rows = as_rows(weight, self.order)
+        if self.whole:
+            return _measure(plugin, rows.reshape(1, -1), self.widths, percentile)
+        step_size = self.measured(plugin, percentile)
+        parts = []
+        for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
+            delta = step_size(rows[block], block)
+            if self.slot is not None:
+                slot = self.slot[block].long()
+                delta = delta.new_ones(len(slot), len(self.columns)).scatter_(1, slot, delta)
+            parts.append(delta)
+        return torch.cat(parts)
+
+    def looked_up(self, table: Tensor) -> StepSize:
+        """Return a function that reads the step sizes of a block of rows from ``table``."""
+        slot = self.slot
+        if slot is None:
+            return lambda _, block: part(table, block)
+        return lambda _, block: table[block].gather(1, slot[block].long())
+
+    def apply(self, weight: Tensor, step_size: StepSize, *, clips: bool) -> Tensor:
+        """Fake-quantize ``weight`` with fixed step sizes."""
+        return apply_plan(weight, Plan(self.widths, step_size, clips))
+
+    def apply_learned(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """Fake-quantize ``weight`` with the learned table ``scale`` (flat); its gradient is scaled as LSQ does."""
+        table = readable(scale, len(self.columns))
+        factor = self._gradient_factor(weight, len(table))
+
+        def add(gradient: Tensor, total: Tensor, block: slice) -> None:
+            sums = total.view(-1, len(self.columns))
+            if self.whole:
+                sums += gradient.sum() * factor
+            elif self.slot is None:
+                sums[block] += gradient.sum(1, keepdim=True) * factor[block]
+            else:
+                new = torch.zeros_like(sums[block]).scatter_add_(1, self.slot[block].long(), gradient)
+                sums[block] += new * factor[block]
+
+        return apply_plan(weight, Plan(self.widths, self.looked_up(table), True, add), scale)
+
+    def _gradient_factor(self, weight: Tensor, n_rows: int) -> Tensor:
+        """Return 1/√(N·M) for each entry of the table: N weights share it, M = 1 at 1 bit."""
+        if self.slot is None:
+            return (self.widths.largest.clamp_min(1) * (weight.numel() / n_rows)).rsqrt()
+        ones = torch.ones(self.slot.shape, dtype=weight.dtype, device=weight.device)
+        count = ones.new_zeros(n_rows, len(self.columns)).scatter_add_(1, self.slot.long(), ones)
+        largest = prepare_widths(torch.tensor([self.columns], device=weight.device), weight.dtype).largest
+        return (largest.clamp_min(1) * count.clamp_min(1)).rsqrt()
+
+
+def columns_of(bits: Tensor) -> tuple[int, ...]:
+    """Return the widths that need a column each: those present where they may differ within a channel, else (0,)."""
+    present = widths_present(bits) if bits.dim() > 1 else ()
+    return present if len(present) > 1 else (0,)
+
+
+def readable(scale: Tensor, columns: int) -> Tensor:
+    """Return the flat ``scale`` as a table of positive step sizes without gradient."""
+    return scale.detach().clamp_min(torch.finfo(scale.dtype).tiny).view(-1, columns)
+
+
+def table_shape(weight: Tensor, bits: Tensor) -> tuple[int, int]:
+    """Return the shape of the table of step sizes: (out | 1, columns)."""
+    return (weight.shape[0] if bits.dim() else 1, len(columns_of(bits)))
+
+
+def _measure(plugin: ModuleType, weight: Tensor, widths: Widths, percentile: float) -> Tensor:
+    """Return the step sizes (r, n | 1) of rows (r, n): the plug-in's, mean |w| at 1 bit, 1 at 0 and 32 bits."""
+    delta: Tensor = plugin.make_scale(weight, widths.largest, percentile=percentile)
+    if widths.sign is not None:
+        chosen = widths.sign.expand(weight.shape)
+        total = torch.where(chosen, weight.abs(), 0.0).sum(1, keepdim=True, dtype=torch.float64)
+        mean = (total / chosen.sum(1, keepdim=True).clamp_min(1)).to(delta.dtype)
+        delta = torch.where(widths.sign, mean.clamp_min(torch.finfo(delta.dtype).tiny), delta)
+    for mask in (widths.pruned, widths.untouched):
+        if mask is not None:
+            delta = delta.masked_fill(mask, 1.0)
+    return delta

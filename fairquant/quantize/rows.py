@@ -1,0 +1,51 @@
+"""Weights seen as rows (one row per output channel) in the order they lie in memory, and the blocks they are read in.
+
+A convolution weight may be contiguous or channels_last; a step size never changes inside a row, so the order within a
+row is free, and keeping the order of the memory makes every row view copy-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+BLOCK = 1 << 18
+"""Weights per block on a CPU (1 MiB of float32): a block and its result stay in the cache of one core."""
+
+
+def inner_order(weight: Tensor) -> tuple[int, ...]:
+    """Return the dimensions after the first, outermost in memory first.
+
+    >>> import torch
+    >>> inner_order(torch.zeros(4, 3, 2, 2)), inner_order(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    ((1, 2, 3), (2, 3, 1))
+    """
+    strides = weight.stride()
+    return tuple(sorted(range(1, weight.dim()), key=lambda d: (-strides[d], d)))
+
+
+def as_rows(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    """View ``tensor`` (out, …) as (out, n) with the inner dimensions in ``order``; copies if memory differs."""
+    return tensor.permute(0, *order).reshape(tensor.shape[0], -1)
+
+
+def blocks(n_rows: int, n_columns: int, *, on_cpu: bool) -> Iterator[slice]:
+    """Yield slices of rows, each of about ``BLOCK`` weights; off the CPU one slice holds everything.
+
+    >>> list(blocks(5, BLOCK // 2, on_cpu=True))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, BLOCK // max(1, n_columns)) if on_cpu else max(1, n_rows)
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def part(tensor: Tensor, block: slice) -> Tensor:
+    """Return the block's rows of ``tensor``; one row stands for all of them.
+
+    >>> import torch
+    >>> part(torch.ones(1, 3), slice(4, 8)).shape, part(torch.ones(9, 3), slice(4, 8)).shape
+    (torch.Size([1, 3]), torch.Size([4, 3]))
+    """
+    return tensor if tensor.shape[0] == 1 else tensor[block]

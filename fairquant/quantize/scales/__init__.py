@@ -1,0 +1,12 @@
+"""How the step size Δ of a row of weights is chosen: one file per method.
+
+Contract: a file ``<name>.py`` defines
+
+- ``make_scale(weight, largest, *, percentile) -> Tensor``: ``weight`` is (r, n), one row per channel (or one row for a
+  whole tensor); ``largest`` is M = 2^(b−1) − 1, (r, 1) where a row has one width, (r, n) where each weight has its own.
+  Returns positive, finite step sizes of the shape of ``largest``. Rows never influence each other. Widths without a
+  grid (0, 1 and 32 bits) come with M = 0.5 and their answer is not used.
+- ``REFRESH``: "step" (measured anew at every training step), "epoch" (at the start of every epoch) or "learned"
+  (measured once, then a parameter trained by LSQ's gradient).
+- ``CLIPS`` (optional, default True): False promises |w| ≤ M·Δ, which makes the backward pass free.
+"""

@@ -1,0 +1,80 @@
+"""What the report is made of: the pipeline's small results, read once into one frozen object."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairquant.artifacts import read_json
+from fairquant.config import Config
+from fairquant.errors import ArtifactError
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Parsed results of all stages.
+
+    ``params``: every setting, sections nested; ``metrics``: stage → its metrics; ``layers`` and ``distribution``: one
+    row per quantizable layer; ``gaps``: one row per fairness metric and model; ``curves``: stage → rows per epoch;
+    ``logs``: stage → its training log.
+    """
+
+    params: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    layers: tuple[Row, ...]
+    distribution: tuple[Row, ...]
+    gaps: tuple[Row, ...]
+    curves: Mapping[str, tuple[Row, ...]]
+    logs: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """What the report is called."""
+        return str(self.params["report"]["title"])
+
+
+def read_inputs(params: Mapping[str, Any], root: str | Path = ".") -> ReportInputs:
+    """Read metrics/*.json and plots/ under ``root``; a missing or broken file raises ``ArtifactError``."""
+    base = Path(root)
+    return ReportInputs(
+        params=params,
+        metrics={
+            name: read_json(base / f"metrics/{name}.json") for name in ("pretrain", "baseline", "bits", "evaluate")
+        },
+        layers=read_csv(base / "plots/bits/layers.csv"),
+        distribution=read_csv(base / "plots/bits/bit_distribution.csv"),
+        gaps=read_csv(base / "plots/evaluate/gap.csv"),
+        curves={name: read_csv(base / f"plots/{name}/curve.csv") for name in ("pretrain", "quantize")},
+        logs={name: _read_text(base / f"plots/{name}/training.log") for name in ("pretrain", "quantize")},
+    )
+
+
+def plain_params(config: Config) -> dict[str, Any]:
+    """Return every setting of ``config`` as plain nested values."""
+    values = {name: getattr(config, name) for name in Config.model_fields}
+    return {
+        name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for name, value in values.items()
+    }
+
+
+def read_csv(path: Path) -> tuple[Row, ...]:
+    """Return the rows of a csv file by column name; no file, or a row of another length, raises ``ArtifactError``."""
+    rows = tuple(csv.DictReader(_read_text(path).splitlines()))
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ArtifactError(
+                f"{path}: row {number}: got another number of fields than the header; allowed: the same"
+            )
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: not found; run the stage that writes it (dvc repro)") from None

@@ -1,0 +1,43 @@
+"""What every stage does first and last: validate params.yaml, run, turn a user's mistake into one line and exit 2."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+from fairquant.config import Config, load_config
+from fairquant.errors import UserError
+
+
+class StageParams:
+    """The part of the configuration a stage has declared; reading anything else is a bug that would go stale."""
+
+    def __init__(self, config: Config, reads: tuple[str, ...]) -> None:
+        """Restrict ``config`` to the top-level keys in ``reads``."""
+        self._config = config
+        self._reads = reads
+        self.options = config.options
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a declared section or scalar; ``AttributeError`` names the declaration that is missing."""
+        if name not in self._reads:
+            raise AttributeError(f"the stage reads {name!r} without declaring it; declared: {', '.join(self._reads)}")
+        return getattr(self._config, name)
+
+
+def run(main: Callable[[Config], None], *, reads: tuple[str, ...]) -> None:
+    """Call ``main`` with the part of the validated configuration named in ``reads``.
+
+    A ``UserError`` becomes one line on stderr and exit code 2. ``reads`` must equal the stage's ``params`` in
+    dvc.yaml (a test compares them), so that a parameter that matters is always one DVC watches.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main(cast(Config, StageParams(load_config(), reads)))
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

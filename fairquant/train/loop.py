@@ -1,0 +1,266 @@
+"""The one training loop: cross-entropy plus weighted loss terms, AdamW, best epoch kept, exact resume.
+
+Objective of a batch: CE(logits, labels; class weights) + Σ_i weight_i · term_i(logits, labels, groups, G).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fairquant.config.schema import TrainSection
+from fairquant.data.batches import Batch, iterate, n_batches
+from fairquant.data.store import Store
+from fairquant.devices import autocast
+from fairquant.errors import DataError, UserError
+from fairquant.train import checkpoint
+from fairquant.train.history import EpochRow, History, describe
+from fairquant.train.predict import predict
+from fairquant.train.schedule import class_weights, make_optimizer, make_scheduler
+
+LOG = logging.getLogger(__name__)
+CHECK_EVERY = 50
+"""Steps between looks at the loss: looking waits for the accelerator."""
+
+LossFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""``fn(logits (B, C), labels (B,), groups (B,), n_groups) -> scalar``."""
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One weighted term of the objective beside the cross-entropy."""
+
+    weight: float
+    fn: LossFunction
+
+
+def fit(
+    model: nn.Module,
+    store: Store,
+    *,
+    section: TrainSection,
+    seed: int,
+    device: torch.device,
+    precision: str = "fp32",
+    terms: Sequence[LossTerm] = (),
+    checkpoint_dir: Path | None = None,
+    progress: bool = True,
+    log: Callable[[str], None] | None = None,
+    on_epoch_start: Callable[[int], None] | None = None,
+) -> History:
+    """Train ``model`` in place on the train split and select the epoch on the val split.
+
+    The model ends on ``device``, in eval mode, with the weights of the epoch of highest overall validation accuracy
+    (ties: lower validation loss, then the earlier epoch). With ``section.patience`` > 0 training stops after that
+    many epochs without a lower validation loss. ``section.epochs`` 0 leaves the weights as they are.
+
+    Args:
+        model: classifier (B, 3, H, W) -> (B, C); parameters without ``requires_grad`` stay as they are.
+        store: the prepared data.
+        section: epochs, batch size, learning rate, schedule, class weights, patience, augmentation.
+        seed: of batch order, augmentation and dropout; with the epoch's number it fixes every random draw.
+        device: where to train.
+        precision: fp32, or bf16 for autocast in forward and validation.
+        terms: what is added to the cross-entropy.
+        checkpoint_dir: folder below which the run is saved after each epoch and resumed from, bit for bit, in a
+            folder of its own named by ``checkpoint.key``; removed at the end. Stages pass ``checkpoint.root()``.
+        progress: show a bar when stderr is a terminal.
+        log: receives one line per epoch; default: this module's logger.
+        on_epoch_start: called with the epoch's number (from 1) before its first step.
+
+    Raises:
+        UserError: the loss is not finite.
+        DataError: fewer than two training samples, or no validation sample.
+    """
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.eval()
+    if section.epochs == 0:
+        return History(groups=tuple(store.group_names))
+    run = _Run(model, store, section, seed, device, precision, terms, checkpoint_dir)
+    total = section.epochs * run.steps
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        logging_redirect_tqdm(),
+        tqdm(total=total, initial=run.done * run.steps, unit="batch", disable=None if progress else True) as bar,
+    ):
+        while not run.finished:
+            row = run.train_epoch(bar, on_epoch_start)
+            (log or LOG.info)(describe(row, section.epochs))
+    return run.close()
+
+
+class _Run:
+    """State of one training run: model, optimizer, schedule, finished epochs and the best weights so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        store: Store,
+        section: TrainSection,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        terms: Sequence[LossTerm],
+        directory: Path | None,
+    ) -> None:
+        self.model, self.store, self.section, self.seed = model, store, section, seed
+        self.device, self.precision, self.terms = device, precision, terms
+        self.train = store.indices("train")
+        if len(self.train) < 2 or not len(store.indices("val")):
+            sizes = f"{len(self.train)} train and {len(store.indices('val'))} val samples"
+            raise DataError(f"training: got {sizes}; allowed: at least 2 and 1")
+        self.drop_last = len(self.train) % section.batch_size == 1  # batch norm cannot normalise a batch of one
+        self.steps = n_batches(len(self.train), section.batch_size, self.drop_last)
+        weights = class_weights(store.labels[self.train], len(store.classes), section.class_weights)
+        self.class_weights = None if weights is None else weights.to(device)
+        self.optimizer = make_optimizer(model, section, device)
+        self.scheduler = make_scheduler(self.optimizer, section, steps_per_epoch=self.steps)
+        self.rows: list[EpochRow] = []
+        self.best_epoch = 0
+        self.best_state: dict[str, Tensor] = {}
+        self.directory = None if directory is None else directory / self._key()
+        self._resume()
+
+    @property
+    def done(self) -> int:
+        """Number of finished epochs."""
+        return len(self.rows)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done or the validation loss has stalled for ``patience`` epochs."""
+        if self.done == self.section.epochs:
+            return True
+        if not self.section.patience or not self.rows:
+            return False
+        lowest = min(self.rows, key=lambda row: row.val_loss).epoch
+        return self.done - lowest >= self.section.patience
+
+    def train_epoch(self, bar: tqdm[Any], on_epoch_start: Callable[[int], None] | None) -> EpochRow:
+        """Train one epoch, validate, keep the weights if they are the best, save a checkpoint."""
+        epoch = self.done + 1
+        torch_seed, shuffle_seed = np.random.SeedSequence([self.seed, epoch]).generate_state(2).tolist()
+        torch.manual_seed(torch_seed)
+        self.model.train()
+        if on_epoch_start is not None:
+            on_epoch_start(epoch)
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        train_loss = self._train_batches(epoch, shuffle_seed, bar)
+        row = self._validate(epoch, lr, train_loss)
+        self.rows.append(row)
+        if row is max(self.rows, key=lambda row: (row.val_accuracy, -row.val_loss)):
+            self.best_epoch = epoch
+            self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        if self.directory is not None and not self.finished:
+            checkpoint.save(self.directory, self._state())
+        return row
+
+    def _train_batches(self, epoch: int, shuffle_seed: int, bar: tqdm[Any]) -> float:
+        losses: list[Tensor] = []
+        sizes: list[int] = []
+        batches = iterate(
+            self.store,
+            self.train,
+            batch_size=self.section.batch_size,
+            device=self.device,
+            shuffle_seed=shuffle_seed,
+            augment=self.section.augment,
+            drop_last=self.drop_last,
+        )
+        for batch in batches:
+            losses.append(self._step(batch))
+            sizes.append(len(batch.indices))
+            bar.update()
+            if len(losses) % CHECK_EVERY == 0:
+                _require_finite(losses[-CHECK_EVERY:], epoch, len(losses) - CHECK_EVERY + 1)
+        checked = len(losses) - len(losses) % CHECK_EVERY
+        _require_finite(losses[checked:], epoch, checked + 1)
+        return float(np.average(torch.stack(losses).double().cpu().numpy(), weights=sizes))
+
+    def _step(self, batch: Batch) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            logits = self.model(batch.images)
+        logits = logits.float()
+        loss = cross_entropy(logits, batch.labels, weight=self.class_weights)
+        for term in self.terms:
+            value = term.fn(logits, batch.labels, batch.groups, len(self.store.group_names))
+            loss = loss + term.weight * value
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()
+
+    def _validate(self, epoch: int, lr: float, train_loss: float) -> EpochRow:
+        size = max(self.section.batch_size, 64)
+        part = predict(self.model, self.store, "val", batch_size=size, device=self.device, precision=self.precision)
+        loss = cross_entropy(torch.from_numpy(part.logits).double(), torch.from_numpy(part.labels)).item()
+        if not np.isfinite(loss):
+            raise UserError(_not_finite(f"validation loss after epoch {epoch}", loss))
+        return EpochRow.measure(part, self.store.group_names, epoch=epoch, lr=lr, train_loss=train_loss, val_loss=loss)
+
+    def _key(self) -> str:
+        terms = [
+            [term.weight, getattr(term.fn, "__module__", ""), getattr(term.fn, "__name__", "")] for term in self.terms
+        ]
+        params = self.section.model_dump() | {"seed": self.seed, "precision": self.precision, "terms": terms}
+        params["device"] = self.device.type
+        return checkpoint.key("fit", params, str(self.store.meta["checksum"]), self.model.state_dict())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+            "best_epoch": self.best_epoch,
+            "best_state": self.best_state,
+        }
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self.directory) if self.directory is not None else None
+        if state is None:
+            return
+        self.model.train()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.rows = [EpochRow(**row) for row in state["rows"]]
+        self.best_epoch = state["best_epoch"]
+        self.best_state = state["best_state"]
+        LOG.info("resuming after epoch %d of %d", self.done, self.section.epochs)
+
+    def close(self) -> History:
+        """Put the best weights back, remove the checkpoint and return what happened."""
+        self.model.train()  # whatever a module caches in eval mode is dropped before the weights change
+        self.model.load_state_dict(self.best_state)
+        self.model.eval()
+        if self.directory is not None:
+            checkpoint.remove(self.directory)
+        return History(tuple(self.store.group_names), tuple(self.rows), self.best_epoch)
+
+
+def _require_finite(losses: Sequence[Tensor], epoch: int, first_step: int) -> None:
+    if not losses:
+        return
+    values = torch.stack(list(losses)).cpu()
+    broken = torch.nonzero(~torch.isfinite(values))
+    if len(broken):
+        step = int(broken[0])
+        where = f"training loss at epoch {epoch}, step {first_step + step}"
+        raise UserError(_not_finite(where, values[step].item()))
+
+
+def _not_finite(where: str, value: float) -> str:
+    return f"{where}: got {value}; allowed: a finite number (lower lr, or precision: fp32)"

@@ -1,0 +1,37 @@
+"""baseline: measure the full-precision classifier per group. Model → predictions on val and test, their metrics."""
+
+from fairquant import stage
+from fairquant.config import Config
+
+
+def main(config: Config) -> None:
+    """Read data/prepared and models/pretrained.*; write models/baseline_predictions.safetensors and the metrics."""
+    from fairquant.artifacts import write_json
+    from fairquant.data.store import Store
+    from fairquant.devices import resolve_device, seed_everything
+    from fairquant.evaluate.summary import summarise
+    from fairquant.models.io import load_model
+    from fairquant.train.predict import predict_splits
+
+    store, device, section = Store.open(), resolve_device(config.device), config.evaluate
+    seed_everything(0)
+    model, _ = load_model("models/pretrained.safetensors")
+    predictions = predict_splits(
+        model, store, ("val", "test"), batch_size=section.batch_size, device=device, precision=config.precision
+    )
+    predictions.save("models/baseline_predictions.safetensors")
+    metrics = {
+        split: summarise(
+            part,
+            classes=store.classes,
+            groups=store.group_names,
+            parity=section.parity,
+            positive_class=section.positive_class,
+        )
+        for split, part in predictions.splits.items()
+    }
+    write_json("metrics/baseline.json", metrics)
+
+
+if __name__ == "__main__":
+    stage.run(main, reads=("device", "precision", "evaluate"))

@@ -1,0 +1,34 @@
+"""importance: measure what every weight is worth to each group. Model → one map per group and layer."""
+
+from fairquant import stage
+from fairquant.config import Config
+
+
+def main(config: Config) -> None:
+    """Read data/prepared and models/pretrained.*; write models/importance.safetensors."""
+    from fairquant.data.store import Store
+    from fairquant.devices import resolve_device, seed_everything
+    from fairquant.importance.measure import measure_importance
+    from fairquant.models.io import load_model
+
+    store, section = Store.open(), config.importance
+    seed_everything(config.seed)
+    model, _ = load_model("models/pretrained.safetensors")
+    maps = measure_importance(
+        model,
+        store,
+        metric=config.importance_metric,
+        by=section.by,
+        normalize=section.normalize,
+        batch_size=section.batch_size,
+        samples_per_group=section.samples_per_group,
+        device=resolve_device(config.device),
+        precision=config.precision,
+        seed=config.seed,
+        progress=True,
+    )
+    maps.save("models/importance.safetensors")
+
+
+if __name__ == "__main__":
+    stage.run(main, reads=("seed", "device", "precision", "importance_metric", "importance"))

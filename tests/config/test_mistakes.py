@@ -1,0 +1,171 @@
+"""Every kind of mistake in params.yaml: one line that names the key, the value received and what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from fairquant import plugins
+from fairquant.config.load import check_groups, load_config, parse_config
+from fairquant.config.schema import TrainSection
+from fairquant.errors import ConfigError
+
+REDUCERS = " | ".join(plugins.names("reducer"))
+TRAIN_KEYS = " | ".join(sorted(TrainSection.model_fields))
+SUBSET = "a fraction in (0, 1] or a whole number above 1"
+WIDTH = "a bit-width: a whole number in [0, 16], or 32"
+
+MISTAKES = {
+    # unknown keys, at every depth
+    "pretrain: {lrr: 1}": f"pretrain.lrr: unknown key (did you mean 'lr'?), got 1; allowed: {TRAIN_KEYS}",
+    "report: {xyz: 1}": "report.xyz: unknown key, got 1; allowed: title",
+    "assign: {protect: {layer: [fc]}}": "assign.protect.layer: unknown key (did you mean 'layers'?), got ['fc']; "
+    "allowed: bits | layers",
+    "assign: {reducers: {cvr: {alpha: 1}}}": "assign.reducers.cvr: unknown key (did you mean 'cvar'?), "
+    f"got {{'alpha': 1}}; allowed: {REDUCERS}",
+    "assign: {reducers: {cvar: {alfa: 1}}}": "assign.reducers.cvar.alfa: unknown key (did you mean 'alpha'?), got 1; "
+    "allowed: alpha",
+    "pretrain: {3: 1}": "pretrain.3: got 3; allowed: text as key",
+    # plug-in names and choices
+    "reducer: median": f"reducer: got 'median'; allowed: {REDUCERS}",
+    "reducer: null": f"reducer: got null; allowed: {REDUCERS}",
+    "reducer: [max]": f"reducer: got ['max']; allowed: {REDUCERS}",
+    "allocator: optimall": "allocator: got 'optimall'; allowed: " + " | ".join(plugins.names("allocator")),
+    "device: gpu": "device: got 'gpu'; allowed: auto | cpu | cuda | mps",
+    "precision: fp16": "precision: got 'fp16'; allowed: fp32 | bf16",
+    # types
+    "pretrain: {lr: abc}": "pretrain.lr: got 'abc'; allowed: a number in (0, inf)",
+    "pretrain: {lr: true}": "pretrain.lr: got true; allowed: a number, not true/false",
+    "seed: false": "seed: got false; allowed: a number, not true/false",
+    "pretrain: {epochs: 2.5}": "pretrain.epochs: got 2.5; allowed: a whole number in [0, inf)",
+    "pretrain: {epochs: null}": "pretrain.epochs: got null; allowed: a whole number in [0, inf)",
+    "importance: {samples_per_group: x}": "importance.samples_per_group: got 'x'; allowed: a whole number in [1, inf)",
+    "debug: 3": "debug: got 3; allowed: true | false",
+    "data: {path: 3}": "data.path: got 3; allowed: text",
+    "data: {group: [1]}": "data.group.0: got 1; allowed: text",
+    "data: {group: []}": "data.group: got []; allowed: one or several group columns, or null for the default",
+    "evaluate: {positive_class: 3}": "evaluate.positive_class: got 3; allowed: a class name, or null for the second "
+    "of two classes",
+    "pretrain: 5": f"pretrain: got 5; allowed: a section with the keys {TRAIN_KEYS}",
+    "pretrain: null": f"pretrain: got null; allowed: a section with the keys {TRAIN_KEYS}",
+    "assign: {reducers: {cvar: 3}}": "assign.reducers.cvar: got 3; allowed: a mapping of options",
+    "datasets: 3": "datasets: got 3; allowed: a mapping of options",
+    # out of range
+    "seed: -1": "seed: got -1; allowed: a number in [0, 4294967296)",
+    "pretrain: {lr: 0}": "pretrain.lr: got 0; allowed: a number in (0, inf)",
+    "pretrain: {lr: .nan}": "pretrain.lr: got nan; allowed: a number in (0, inf)",
+    "pretrain: {lr: .inf}": "pretrain.lr: got inf; allowed: a number in (0, inf)",
+    "quantize: {percentile: 101}": "quantize.percentile: got 101; allowed: a number in (50, 100]",
+    "assign: {reducers: {cvar: {alpha: 2}}}": "assign.reducers.cvar.alpha: got 2; allowed: a number in [0, 1]",
+    "assign: {bits: [2, 4, 20]}": f"assign.bits.2: got 20; allowed: {WIDTH}",
+    "assign: {bits: [2, 4, 33]}": f"assign.bits.2: got 33; allowed: {WIDTH}",
+    "assign: {bits: [2, 4, x]}": f"assign.bits.2: got 'x'; allowed: {WIDTH}",
+    "assign: {levels: [-0.2, 0.8, 0.4]}": "assign.levels.0: got -0.2; allowed: a share in [0, 1]",
+    "data: {train_subset: 0}": "data.train_subset: got 0; allowed: " + SUBSET,
+    "data: {train_subset: most}": "data.train_subset: got 'most'; allowed: " + SUBSET,
+    "data: {test_subset: 1.5}": "data.test_subset: got 1.5; allowed: " + SUBSET,
+    # impossible combinations
+    "assign: {levels: [0.5, 0.4, 0.2]}": "assign.levels: got [0.5, 0.4, 0.2], sum 1.1; allowed: shares that sum to 1",
+    "assign: {bits: [2, 4]}": "assign.levels: got 3 levels for 2 bits ([0.2, 0.4, 0.4] for [2, 4]); "
+    "allowed: one level per bit-width",
+    "assign: {bits: [4, 4, 8]}": "assign.bits: got [4, 4, 8]; allowed: each bit-width once",
+    "data: {val_fraction: 0.6, test_fraction: 0.5}": "data.val_fraction + data.test_fraction: got 0.6 + 0.5; "
+    "allowed: a sum below 1",
+    "reducer: subtractive": "assign.reducers.subtractive.unprivileged: got null; allowed: a group name "
+    "(reducer: subtractive needs both)",
+    "model: {weights: /tmp/x.pt}": "model.weights: got '/tmp/x.pt'; allowed: none | imagenet | a file under "
+    "data/weights/ (copy it there, so that it is tracked)",
+}
+
+
+@pytest.mark.parametrize("written", MISTAKES)
+def test_mistake_is_one_line(written):
+    with pytest.raises(ConfigError) as error:
+        parse_config(yaml.safe_load(written))
+    assert str(error.value) == f"params.yaml: {MISTAKES[written]}"
+
+
+def test_several_mistakes_are_reported_together():
+    written = "seed: -1\nreducr: max\nassign: {reducers: {cvar: {alpha: 2}}}\npretrain: {lr: x, epochs: true}\n"
+    with pytest.raises(ConfigError) as error:
+        parse_config(yaml.safe_load(written))
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.count("; allowed: ") == 5
+    for key in ("seed", "reducr", "assign.reducers.cvar.alpha", "pretrain.lr", "pretrain.epochs"):
+        assert f"{key}: " in text
+
+
+@pytest.mark.parametrize(("raw", "got"), [(None, "null"), ([1], "[1]"), ("text", "'text'"), (True, "true")])
+def test_params_that_are_no_mapping(raw, got):
+    with pytest.raises(ConfigError) as error:
+        parse_config(raw, source="p.yaml")
+    assert str(error.value) == f"p.yaml: got {got}; allowed: a mapping of sections"
+
+
+def test_long_values_are_cut():
+    with pytest.raises(ConfigError) as error:
+        parse_config({"seed": "x" * 500})
+    assert len(str(error.value)) < 200
+
+
+class TestFiles:
+    """params.yaml and meta.json themselves."""
+
+    def refused(self, *arguments, **options):
+        with pytest.raises(ConfigError) as error:
+            load_config(*arguments, **options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    def test_missing(self, tmp_path):
+        text = self.refused(tmp_path / "params.yaml")
+        assert text == f"{tmp_path}/params.yaml: not found; run from the folder that holds params.yaml"
+
+    def test_a_folder(self, tmp_path):
+        assert self.refused(tmp_path) == f"{tmp_path}: not readable (Is a directory); allowed: a YAML file"
+
+    @pytest.mark.parametrize("data", [b"a: [1\nb: {", b"\xff\xfe\xfa", b"a: 1\na b\n"])
+    def test_not_yaml(self, tmp_path, data):
+        (tmp_path / "params.yaml").write_bytes(data)
+        assert self.refused(tmp_path / "params.yaml").startswith(f"{tmp_path}/params.yaml: not valid YAML: ")
+
+    @pytest.mark.parametrize("meta", ["{", "[]", '{"groups": 3}', "{}"])
+    def test_broken_meta(self, tmp_path, meta):
+        (tmp_path / "params.yaml").write_text("seed: 1\n")
+        (tmp_path / "meta.json").write_text(meta)
+        text = self.refused(tmp_path / "params.yaml", meta=tmp_path / "meta.json")
+        assert text == f"{tmp_path}/meta.json: not a prepared data set's meta.json; allowed: what prepare writes"
+
+
+SUBTRACTIVE = "reducer: subtractive\nassign: {reducers: {subtractive: {unprivileged: dark, privileged: light}}}\n"
+
+
+class TestGroups:
+    """Reducers that need certain groups are refused as soon as the groups are known."""
+
+    def test_three_groups(self, tmp_path):
+        (tmp_path / "params.yaml").write_text(SUBTRACTIVE)
+        (tmp_path / "meta.json").write_text('{"groups": ["dark", "light", "other"]}')
+        with pytest.raises(ConfigError) as error:
+            load_config(tmp_path / "params.yaml", meta=tmp_path / "meta.json")
+        assert str(error.value) == (
+            f"{tmp_path}/params.yaml: reducer: got 'subtractive' with 3 groups (dark, light, other); "
+            "allowed: exactly two groups"
+        )
+
+    def test_a_group_that_is_not_there(self):
+        with pytest.raises(ConfigError, match="unprivileged: got 'dark'; allowed: one of the groups a | light"):
+            check_groups(parse_config(yaml.safe_load(SUBTRACTIVE)), ["a", "light"])
+
+    def test_the_two_groups(self, tmp_path):
+        (tmp_path / "params.yaml").write_text(SUBTRACTIVE)
+        (tmp_path / "meta.json").write_text('{"groups": ["light", "dark"]}')
+        assert load_config(tmp_path / "params.yaml", meta=tmp_path / "meta.json").reducer == "subtractive"
+
+    def test_other_reducers_take_any_groups(self):
+        check_groups(parse_config({"reducer": "max"}), ["a"])
+
+    def test_classes_instead_of_groups_are_not_checked_here(self):
+        config = parse_config(yaml.safe_load(SUBTRACTIVE + "importance: {by: class}\n"))
+        check_groups(config, ["a", "b", "c"])

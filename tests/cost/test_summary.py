@@ -1,0 +1,71 @@
+import re
+
+import numpy as np
+import pytest
+
+from fairquant.allocate.bitmap import BitMap
+from fairquant.cost.summary import bit_distribution, layer_shares, summarise_bits, to_csv
+from fairquant.errors import ArtifactError
+
+INFO = {
+    "layers": {"conv.0": {"shape": [4, 3, 1, 1], "kind": "conv2d"}, "fc": {"shape": [2, 4], "kind": "linear"}},
+    "roles": {},
+    "parameters": {"rest": 22},
+    "macs": {"conv.0": 1_000_000, "fc": 8_000},
+}
+BITS = BitMap("per_channel", {"conv.0": np.array([2, 4, 4, 8], np.uint8), "fc": np.array([8, 8], np.uint8)})
+
+
+def test_metrics_by_hand():
+    metrics = summarise_bits(BITS, INFO)
+    assert metrics["avg_bits"] == pytest.approx({"by_parameter": (3 * 18 + 8 * 8) / 20, "by_channel": 34 / 6})
+    assert metrics["gbops"] == pytest.approx((1_000_000 * 4.5 + 8_000 * 8) * 32 / 1e9)
+    assert metrics["share"] == {
+        "2bit": pytest.approx({"parameters": 3 / 20, "channels": 1 / 6}),
+        "4bit": pytest.approx({"parameters": 6 / 20, "channels": 2 / 6}),
+        "8bit": pytest.approx({"parameters": 11 / 20, "channels": 3 / 6}),
+    }
+    assert metrics["size"]["fp32_mb"] == pytest.approx(4 * 42 / 1e6)
+    assert metrics["size"]["reference_mb"] == pytest.approx(15 / 1e6)  # 118 bits
+    assert metrics["size"]["ratio"] == pytest.approx(metrics["size"]["fp32_mb"] / metrics["size"]["packed_mb"])
+
+
+def test_no_metric_key_holds_a_dot():
+    def keys(value):
+        return [k for key, item in value.items() for k in [key, *(keys(item) if isinstance(item, dict) else [])]]
+
+    assert not [key for key in keys(summarise_bits(BITS, INFO)) if "." in key]
+
+
+def test_layer_table_by_hand():
+    assert to_csv(layer_shares(BITS)) == (
+        "layer,bits,share_2bit,share_4bit,share_8bit\nconv.0,4.5,0.25,0.5,0.25\nfc,8.0,0.0,0.0,1.0\n"
+    )
+
+
+def test_bit_distribution_by_hand():
+    assert to_csv(bit_distribution(BITS, INFO)) == (
+        "layer,kind,parameters,units,n_2bit,n_4bit,n_8bit,avg_bits\n"
+        "conv.0,conv2d,12,4,1,2,1,4.5\nfc,linear,8,2,0,0,2,8.0\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "layers, line",
+    [
+        ({"fc": [8, 8]}, "bits of layer conv.0: got shape None; allowed: (4,), as the model has it"),
+        (
+            {"conv.0": [8] * 4, "fc": [8] * 3},
+            "bits of layer fc: got shape (3,); allowed: (2,), as the model has it",
+        ),
+        (
+            {"conv.0": [8] * 4, "fc": [8, 8], "x": [8]},
+            "bits of layer x: got shape (1,); allowed: None, as the model has it",
+        ),
+    ],
+)
+def test_bits_of_another_model_are_refused(layers, line):
+    bits = BitMap("per_channel", {name: np.array(value, np.uint8) for name, value in layers.items()})
+    for function in (summarise_bits, bit_distribution):
+        with pytest.raises(ArtifactError, match=f"^{re.escape(line)}$"):
+            function(bits, INFO)

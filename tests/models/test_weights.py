@@ -1,0 +1,172 @@
+import logging
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from fairquant.errors import UserError
+from fairquant.models.build import build
+from fairquant.models.weights import load_into, load_state_dict
+
+
+def tiny():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(1)
+    return tiny().state_dict()
+
+
+WRAPPINGS = {
+    "plain": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "nested": lambda state: {"model": {"state_dict": state}},
+    "module": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "compiled": lambda state: {"state_dict": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_wrappings_are_removed(tmp_path, state, wrapping):
+    torch.save(WRAPPINGS[wrapping](state), tmp_path / "w.pth")
+    loaded = load_state_dict(tmp_path / "w.pth")
+    assert list(loaded) == list(state)
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_safetensors_are_read(tmp_path, state):
+    save_file(WRAPPINGS["module"](state), tmp_path / "w.safetensors")
+    loaded = load_state_dict(str(tmp_path / "w.safetensors"))
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="which is no file; allowed: none | imagenet | a path"):
+        load_state_dict(tmp_path / "none.pth")
+
+
+class Unsafe:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_code_in_a_file_is_refused_not_run(tmp_path, capsys):
+    torch.save({"state_dict": Unsafe()}, tmp_path / "w.pth")
+    with pytest.raises(UserError) as error:
+        load_state_dict(tmp_path / "w.pth")
+    assert "not readable as weights" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut"])
+def test_damaged_files_are_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="not readable as weights") as error:
+        load_state_dict(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "text"), [({"a": 3}, "hold no tensor \\(a\\)"), ([1], "got list"), ({}, "got dict")])
+def test_files_of_something_else_are_refused(tmp_path, value, text):
+    torch.save(value, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=text):
+        load_state_dict(tmp_path / "w.pth")
+
+
+def test_every_misfit_is_named_by_key(state):
+    state["2.weight"] = torch.zeros(5, 4)
+    state["extra.bias"] = state.pop("0.bias")
+    del state["1.num_batches_tracked"]
+    with pytest.raises(UserError) as error:
+        load_into(tiny(), state, strict=True, source="w.pth")
+    assert str(error.value) == (
+        "w.pth: weights do not fit the model (missing: 0.bias; unexpected: extra.bias; "
+        "mis-shaped: 2.weight [5, 4] for [2, 4]); allowed: its own keys and shapes, or strict: false"
+    )
+
+
+def test_many_keys_are_counted():
+    with pytest.raises(UserError, match="unexpected: k0, .*, k7 and 4 more"):
+        load_into(tiny(), {f"k{index}": torch.zeros(1) for index in range(12)}, strict=True, source="w")
+
+
+def test_not_strict_leaves_misfits_out_with_a_warning(state, caplog):
+    state["2.weight"] = torch.zeros(5, 4)
+    model = tiny()
+    before = model[2].weight.clone()
+    with caplog.at_level(logging.WARNING):
+        load_into(model, state, strict=False, source="w.pth")
+    assert torch.equal(model[0].weight, state["0.weight"])
+    assert torch.equal(model[2].weight, before)
+    assert caplog.messages == ["w.pth: left out of the import (strict: false): mis-shaped: 2.weight [5, 4] for [2, 4]"]
+
+
+def test_not_strict_still_refuses_another_model():
+    with pytest.raises(UserError, match="^w: none of its 1 keys fits the model"):
+        load_into(tiny(), {"a": torch.zeros(1)}, strict=False, source="w")
+
+
+def test_old_files_without_batch_counters_are_whole(state):
+    del state["1.num_batches_tracked"]
+    load_into(tiny(), state, strict=True, source="w")
+
+
+def test_build_imports_a_path(tmp_path, make_spec):
+    spec = make_spec("squeezenet1_1")
+    other = build(spec, seed=1)
+    torch.save({"state_dict": other.state_dict()}, tmp_path / "w.pt")
+    got = build(spec, weights=str(tmp_path / "w.pt"), seed=2).state_dict()
+    assert all(torch.equal(value, got[key]) for key, value in other.state_dict().items())
+    wider = make_spec("squeezenet1_1", classes=("a", "b", "c", "d"))
+    with pytest.raises(UserError, match=r"mis-shaped: classifier.1.weight \[3, 512, 1, 1\] for \[4, 512, 1, 1\]"):
+        build(wider, weights=str(tmp_path / "w.pt"), seed=2)
+    build(wider, weights=str(tmp_path / "w.pt"), strict=False, seed=2)
+
+
+class Block(nn.Module):
+    def __init__(self, before, after, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
+        self.stride, self.pad = stride, (after - before) // 2
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        short = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(y + short)
+
+
+class ResNet20(nn.Module):
+    """The CIFAR resnet20 whose published weights the shared data hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        widths = [16, 16, 32, 64]
+        for stage in (1, 2, 3):
+            blocks = [Block(widths[stage - 1], widths[stage], 2 if stage > 1 else 1)]
+            blocks += [Block(widths[stage], widths[stage], 1) for _ in range(2)]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean((2, 3)))
+
+
+def test_published_resnet20_file_loads(shared_data):
+    path = shared_data / "cifar_resnet20" / "resnet20-12fca82f.th"
+    state = load_state_dict(path)
+    model = ResNet20()
+    load_into(model, state, strict=True, source=str(path))
+    assert not any(key.startswith("module.") for key in state)
+    assert sum(value.numel() for value in model.parameters()) == 269_722  # the publisher's 0.27M
+    assert torch.equal(model.layer2[0].conv1.weight, state["layer2.0.conv1.weight"])

@@ -1,0 +1,194 @@
+"""quant_mode plug-ins: a contract for every mode, and what each of them promises."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fairquant import plugins
+from fairquant.allocate.bitmap import BitMap
+from fairquant.config.schema import ProtectSection, QuantizeSection
+from fairquant.data.store import Store
+from fairquant.errors import ConfigError
+from fairquant.modes import QuantizeJob, with_start
+from fairquant.quantize import attach
+from fairquant.quantize.attach import bitmap_of, latent_weights, quantizers, scale_tables
+
+MODES = plugins.names("mode")
+CPU = torch.device("cpu")
+
+
+def make_model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 2)]
+        return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def store(make_store: Callable[..., Store], tmp_path: Path) -> Store:
+    return make_store(tmp_path / "prepared", n_per_group=60, size=8)
+
+
+@pytest.fixture
+def make_job(store: Store) -> Callable[..., QuantizeJob]:
+    """Return a factory of jobs; keyword arguments of ``QuantizeSection`` go there, others to the job."""
+
+    def make(**changes: object) -> QuantizeJob:
+        fields = {field.name for field in dataclasses.fields(QuantizeJob)}
+        section = {"epochs": 2, "batch_size": 24, "lr": 0.01, "augment": "off", "uniform_bits": 4}
+        section |= {key: value for key, value in changes.items() if key not in fields}
+        bits = BitMap(
+            "per_channel",
+            {"0": np.array([2, 4, 8, 2, 4, 8], dtype=np.uint8), "4": np.array([4, 8], dtype=np.uint8)},
+        )
+        values: dict[str, object] = {
+            "model": make_model(),
+            "store": store,
+            "bits": bits,
+            "section": QuantizeSection(**section),
+            "seed": 0,
+            "device": CPU,
+            "precision": "fp32",
+            "protect": ProtectSection(),
+            "roles": {"first": "0", "last": "4", "classifier": "4"},
+        }
+        return QuantizeJob(**(values | {key: value for key, value in changes.items() if key in fields}))
+
+    return make
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output: torch.Tensor = model(images)
+    return output
+
+
+def test_the_plugins():
+    assert MODES == ("fair_static", "fair_static_qat", "none", "uniform")
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestContract:
+    def test_every_layer_has_a_quantizer_and_the_result_is_deterministic(self, mode, make_job):
+        results = [plugins.load("mode", mode).quantize(make_job()) for _ in range(2)]
+        first, second = results
+        assert set(quantizers(first.model)) == {"0", "4"} and not first.model.training
+        assert torch.equal(logits(first.model), logits(second.model))
+        assert first.history == second.history and first.history.groups == ("light", "dark")
+
+    def test_the_history_always_has_a_row(self, mode, make_job, tmp_path):
+        job = make_job()
+        history = with_start(job, plugins.load("mode", mode).quantize(job))
+        history.write_curve(tmp_path / "curve.csv")
+        history.write_log(tmp_path / "training.log")
+        lines = (tmp_path / "curve.csv").read_text().splitlines()
+        assert len(lines) == 1 + len(history.rows) >= 2
+        assert history.best is not None and 0 <= history.best.val_accuracy <= 1
+        assert "dark" in (tmp_path / "training.log").read_text()
+
+    @pytest.mark.parametrize("scale", plugins.names("scale"))
+    def test_every_scale(self, mode, scale, make_job):
+        result = plugins.load("mode", mode).quantize(make_job(scale=scale, epochs=1))
+        assert torch.isfinite(logits(result.model)).all()
+        assert {quantizer.method for quantizer in quantizers(result.model).values()} == {scale}
+
+
+def test_none_is_the_full_precision_model(make_job):
+    job = make_job()
+    expected = logits(copy.deepcopy(job.model).eval())
+    result = plugins.load("mode", "none").quantize(job)
+    torch.testing.assert_close(logits(result.model), expected, rtol=0, atol=0)
+    assert set(bitmap_of(result.model).widths()) == {32} and not result.history.rows
+
+
+def test_uniform_spares_the_protected(make_job):
+    job = make_job(protect=ProtectSection(layers=("classifier",), bits=16))
+    bits = bitmap_of(plugins.load("mode", "uniform").quantize(job).model)
+    assert bits.granularity == "per_channel"
+    assert bits.layers["0"].tolist() == [4] * 6 and bits.layers["4"].tolist() == [16] * 2
+
+
+@pytest.mark.parametrize(("assigned", "used"), [("per_tensor", "per_tensor"), ("per_param", "per_channel")])
+def test_uniform_follows_the_granularity(assigned, used, make_job):
+    bits = bitmap_of(plugins.load("mode", "uniform").quantize(make_job(bits=BitMap(assigned, {}))).model)
+    assert bits.granularity == used and bits.widths() == (4,)
+
+
+def test_uniform_refuses_a_pattern_that_matches_nothing(make_job):
+    with pytest.raises(ConfigError, match="ghost"):
+        plugins.load("mode", "uniform").quantize(make_job(protect=ProtectSection(layers=("ghost",))))
+
+
+def test_static_modes_leave_the_weights(make_job):
+    job = make_job()
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    result = plugins.load("mode", "fair_static").quantize(job)
+    assert all(torch.equal(latent_weights(result.model)[name], before[f"{name}.weight"]) for name in ("0", "4"))
+    assert bitmap_of(result.model).layers["0"].tolist() == [2, 4, 8, 2, 4, 8]
+    row = with_start(job, result).rows[0]
+    assert row.epoch == 0 and math.isnan(row.train_loss)
+
+
+class TestFairStaticQat:
+    quantize = staticmethod(plugins.load("mode", "fair_static_qat").quantize)
+
+    def test_trains_at_the_assigned_widths(self, make_job):
+        job = make_job(epochs=4)
+        before = copy.deepcopy(job.model.state_dict())
+        result = self.quantize(job)
+        assert len(result.history.rows) == 4
+        assert not torch.equal(latent_weights(result.model)["0"], before["0.weight"])
+        assert bitmap_of(result.model).layers["0"].tolist() == [2, 4, 8, 2, 4, 8]
+        assert result.history.rows[-1].train_loss < result.history.rows[0].train_loss
+
+    def test_debug_trains_one_epoch(self, make_job):
+        assert len(self.quantize(make_job(epochs=5, debug=True)).history.rows) == 1
+
+    def test_the_fairness_loss_counts(self, make_job):
+        losses = [self.quantize(make_job(fairness_weight=w)).history.rows[0].train_loss for w in (0.0, 2.0)]
+        assert losses[1] > losses[0]
+
+    def test_epoch_scales_are_those_of_the_kept_epoch(self, make_job):
+        start = scale_tables(plugins.load("mode", "fair_static").quantize(make_job(scale="mse")).model)
+        trained = scale_tables(self.quantize(make_job(scale="mse", epochs=3, lr=0.05)).model)
+        assert not torch.equal(start["0"], trained["0"])
+
+    @pytest.mark.parametrize("scale", plugins.names("scale"))
+    def test_a_killed_run_resumes_bit_for_bit(self, scale, make_job, tmp_path, monkeypatch):
+        expected = self.quantize(make_job(scale=scale, epochs=3))
+
+        class Killed(Exception):
+            pass
+
+        def kill(model: nn.Module) -> None:
+            calls.append(1)
+            if len(calls) == 3:
+                raise Killed
+
+        calls: list[int] = []
+        original = attach.refresh_scales
+        monkeypatch.setattr(attach, "refresh_scales", lambda model: (kill(model), original(model)))
+        with pytest.raises(Killed):
+            self.quantize(make_job(scale=scale, epochs=3, checkpoint_dir=tmp_path / "resume"))
+        monkeypatch.setattr(attach, "refresh_scales", original)
+        resumed = self.quantize(make_job(scale=scale, epochs=3, checkpoint_dir=tmp_path / "resume"))
+        assert resumed.history == expected.history
+        assert torch.equal(logits(resumed.model), logits(expected.model))
+
+    def test_other_widths_are_another_run(self, make_job):
+        """The resume key is a hash of the state dict: widths must be part of it."""
+        first = plugins.load("mode", "fair_static").quantize(make_job()).model.state_dict()
+        other = BitMap("per_channel", {"0": np.full(6, 8, np.uint8), "4": np.full(2, 8, np.uint8)})
+        second = plugins.load("mode", "fair_static").quantize(make_job(bits=other)).model.state_dict()
+        assert first.keys() == second.keys()
+        assert any(not torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,126 @@
+"""The arithmetic: torch's own operator, a float64 brute force and analytic gradients are the oracles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fairquant.errors import UserError
+from fairquant.quantize import rows as rows_module
+from fairquant.quantize.fake_quant import fake_quantize, prepare_widths
+
+
+def away_from_ties(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    v = (weight.double() / delta.double()).abs()
+    return (v - v.floor() - 0.5).abs() > 1e-4
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_agrees_with_torch_per_channel(bits, channels_last):
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(16, 5, 3, 3, generator=generator)
+    if channels_last:
+        weight = weight.to(memory_format=torch.channels_last)
+    top = 2 ** (bits - 1) - 1
+    delta = weight.abs().amax((1, 2, 3)) * 0.7 / top  # clips
+    zero = torch.zeros(16, dtype=torch.int32)
+    expected = torch.fake_quantize_per_channel_affine(weight, delta, zero, 0, -top, top)
+    shape = (16, 1, 1, 1)
+    got = fake_quantize(weight, torch.full(shape, bits), delta.view(shape))
+    clear = away_from_ties(weight, delta.view(shape))
+    assert clear.float().mean() > 0.9
+    assert torch.equal(got[clear], expected[clear])
+    assert got.stride() == weight.stride()
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 3, 3), (4, 1, 5, 5), (6, 10), (1, 9), (5, 1)])
+@pytest.mark.parametrize("kind", ["tensor", "channel", "param"])
+def test_agrees_with_a_float64_brute_force(shape, kind, by_the_book):
+    random = np.random.default_rng(len(shape) * 10 + shape[0])
+    weight = random.normal(size=shape).astype(np.float32)
+    units = {"tensor": (1,) * len(shape), "channel": (shape[0],) + (1,) * (len(shape) - 1), "param": shape}[kind]
+    bits = random.choice([0, 1, 2, 3, 4, 7, 8, 16, 32], size=units)
+    delta = random.uniform(0.01, 0.6, size=units).astype(np.float32)
+    got = fake_quantize(*(torch.from_numpy(np.asarray(x)) for x in (weight, bits, delta))).numpy()
+    clear = away_from_ties(torch.from_numpy(weight), torch.from_numpy(delta)).numpy()
+    np.testing.assert_allclose(got[clear], by_the_book(weight, bits, delta)[clear], rtol=1e-6, atol=0)
+
+
+def test_ties_go_to_even():
+    weight = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5]])
+    assert fake_quantize(weight, torch.tensor(8), torch.tensor(1.0)).tolist() == [[0, 2, 2, 0, -2, -2]]
+
+
+def test_mixed_widths_equal_a_loop_over_widths():
+    torch.manual_seed(0)
+    weight = torch.randn(12, 4, 3, 3)
+    bits = torch.randint(2, 9, weight.shape)
+    delta = torch.rand(12, 1, 1, 1) + 0.05
+    expected = torch.zeros_like(weight)
+    for width in bits.unique():
+        alone = fake_quantize(weight, width, delta)
+        expected = torch.where(bits == width, alone, expected)
+    assert torch.equal(fake_quantize(weight, bits, delta), expected)
+
+
+def test_32_bits_are_the_weight_itself():
+    weight = torch.tensor([[1e-45, -0.0, 3.4e38, 0.1], [1.0, 2.0, 3.0, 4.0]])
+    mixed = fake_quantize(weight, torch.tensor([[32], [8]]), torch.tensor([[1e-3], [0.1]]))
+    assert mixed[0].view(torch.int32).tolist() == weight[0].view(torch.int32).tolist()
+    assert fake_quantize(weight, torch.tensor(32), torch.tensor(1.0)) is weight
+
+
+def test_special_widths():
+    weight = torch.tensor([[0.3, -0.2, 0.0], [0.3, -0.2, 0.0]])
+    got = fake_quantize(weight, torch.tensor([[0], [1]]), torch.tensor([[9.0], [0.25]]))
+    assert got.tolist() == [[0, 0, 0], [0.25, -0.25, 0.25]]
+    assert not torch.signbit(got[0]).any()
+
+
+@pytest.mark.parametrize("width", [17, 31, 33])
+def test_a_width_without_meaning_is_refused(width):
+    with pytest.raises(UserError, match=rf"^bit-width: got {width}; allowed: 0 to 16, or 32$"):
+        prepare_widths(torch.tensor([[2], [width]]))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_straight_through_gradient(channels_last):
+    torch.manual_seed(1)
+    weight = torch.randn(9, 4, 3, 3)
+    if channels_last:
+        weight = weight.to(memory_format=torch.channels_last)
+    weight.requires_grad_()
+    bits = torch.tensor([0, 1, 2, 3, 4, 8, 16, 32, 2]).view(-1, 1, 1, 1)
+    delta = torch.full((9, 1, 1, 1), 0.2)
+    upstream = torch.randn(9, 4, 3, 3)
+    fake_quantize(weight, bits, delta).backward(upstream)
+    clip = (2.0 ** (bits.double() - 1) - 1) * delta.double()
+    passes = (weight.detach().double().abs() <= clip) | (bits == 1) | (bits == 32)
+    assert torch.equal(weight.grad, upstream * (passes & (bits != 0)))
+    assert 0 < passes[2:4].float().mean() < 1
+
+
+def test_blocks_do_not_change_the_result(monkeypatch):
+    torch.manual_seed(2)
+    weight = torch.randn(33, 7, 3, 3)
+    bits = torch.randint(0, 9, weight.shape)
+    delta = torch.rand(33, 1, 1, 1) + 0.05
+    whole, gradients = fake_quantize(weight, bits, delta), []
+    for size in (1, 100, 1 << 20):
+        monkeypatch.setattr(rows_module, "BLOCK", size)
+        leaf = weight.clone().requires_grad_()
+        out = fake_quantize(leaf, bits, delta)
+        out.square().sum().backward()
+        gradients.append(leaf.grad)
+        assert torch.equal(out, whole)
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[1], gradients[2])
+
+
+def test_a_weight_that_is_not_dense_in_memory():
+    weight = torch.randn(6, 4, 3, 3)[:, ::2]
+    delta = torch.full((6, 1, 1, 1), 0.3)
+    assert torch.equal(
+        fake_quantize(weight, torch.tensor(4), delta), fake_quantize(weight.contiguous(), torch.tensor(4), delta)
+    )

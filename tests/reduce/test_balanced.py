@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+
+from fairquant.errors import UserError
+from fairquant.reduce import balanced
+
+
+def test_shares_are_the_models_where_totals_are_given():
+    maps = np.array([[1, 2], [3, 6]], dtype=np.float32)
+    reduced = balanced.reduce(maps, balanced.Options(), groups=["a", "b"], totals=np.array([1.0, 1.0]))
+    assert reduced.tolist() == [6.0, 12.0]  # shares 1/2 and 1/2
+
+
+def test_scaling_a_group_does_not_change_the_ranking():
+    maps = np.random.default_rng(0).random((3, 50), dtype=np.float32)
+    scaled = maps * np.array([[1], [64], [0.125]], dtype=np.float32)
+    ranks = [np.argsort(balanced.reduce(m, balanced.Options(), groups="abc")) for m in (maps, scaled)]
+    np.testing.assert_array_equal(*ranks)
+
+
+def test_a_group_without_importance_has_no_claim():
+    maps = np.array([[1, 3], [0, 0]], dtype=np.float32)
+    assert balanced.reduce(maps, balanced.Options(), groups=["a", "b"]).tolist() == [1.0, 3.0]
+
+
+def test_negative_total_is_an_error():
+    with pytest.raises(UserError, match="^balanced: got total importance -2 of group 'b'; allowed: not negative$"):
+        balanced.reduce(np.array([[1.0], [-2.0]], dtype=np.float32), balanced.Options(), groups=["a", "b"])

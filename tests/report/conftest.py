@@ -1,0 +1,94 @@
+"""A finished run's small results, written as the stages write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairquant.config import Config
+from fairquant.report.inputs import ReportInputs, plain_params, read_inputs
+
+ACCURACY = {"female × <60": (40, 0.9, 0.875), "female × ≥60": (20, 0.85, 0.7), "male|$x_1$": (60, 0.8, 0.8)}
+
+CURVE = (
+    "epoch,lr,train_loss,val_loss,val_accuracy,val_worst_group_accuracy,val_accuracy male\n"
+    "1,0.001,0.69,0.7,0.5,0.4,0.4\n2,0.0005,0.5,0.55,0.75,0.7,0.7\n"
+)
+
+
+def pair(before: float, after: float) -> dict[str, float]:
+    return {"before": before, "after": after, "change": after - before}
+
+
+def evaluate_metrics() -> dict[str, Any]:
+    gaps = {
+        when: {"avg_minus_worst": gap, "max_minus_min": 2 * gap, "eodd": None}
+        for when, gap in (("before", 0.05), ("after", 0.1))
+    }
+    return {
+        "overall": pair(0.84, 0.81),
+        "worst_group": pair(0.8, 0.7),
+        "gap": gaps,
+        "group": {name: {"n": n} | pair(before, after) for name, (n, before, after) in ACCURACY.items()},
+        "full_precision": {"overall_acc": 0.84},
+        "quantized": {"overall_acc": 0.81, "eopp1": None},
+        "cost": {
+            "packed_mb": 1.25,
+            "fp32_mb": 7.5,
+            "ratio": 6.0,
+            "gbops": 3.5,
+            "avg_bits": {"by_parameter": 5.2, "by_channel": 4.9},
+        },  # fmt: skip
+    }
+
+
+def bits_metrics() -> dict[str, Any]:
+    return {
+        "avg_bits": {"by_parameter": 5.2, "by_channel": 4.9},
+        "size": {"packed_mb": 1.25, "fp32_mb": 7.5, "ratio": 6.0},
+        "gbops": 3.5,
+        "share": {
+            "2bit": {"parameters": 0.2, "channels": 0.25},
+            "4bit": {"parameters": 0.4, "channels": 0.4},
+            "8bit": {"parameters": 0.4, "channels": 0.35},
+        },
+    }
+
+
+def write_run(root: Path) -> Path:
+    """Write metrics/ and plots/ of a small run under ``root``."""
+    texts = {
+        "metrics/pretrain.json": json.dumps({"val": {"accuracy": 0.75}, "best_epoch": 2}),
+        "metrics/baseline.json": json.dumps({"test": {"overall_acc": 0.84}}),
+        "metrics/bits.json": json.dumps(bits_metrics()),
+        "metrics/evaluate.json": json.dumps(evaluate_metrics()),
+        "plots/bits/layers.csv": "layer,bits,share_2bit,share_4bit,share_8bit\n"
+        "conv1,8.0,0.0,0.0,1.0\nlayer1.0.conv1,4.0,0.5,0.25,0.25\nfc,4.0,0.0,1.0,0.0\n",
+        "plots/bits/bit_distribution.csv": "layer,kind,parameters,units,n_2bit,n_4bit,n_8bit,avg_bits\n"
+        "conv1,conv2d,432,16,0,0,16,8.0\nlayer1.0.conv1,conv2d,2304,16,8,4,4,4.0\nfc,linear,128,2,0,2,0,4.0\n",
+        "plots/evaluate/gap.csv": "metric,model,value\nmax_minus_min,full precision,0.1\n"
+        "max_minus_min,quantized,0.2\neodd,full precision,0.3\n",
+        "plots/pretrain/curve.csv": CURVE,
+        "plots/pretrain/training.log": "epoch 1: ...\nkept epoch 2\n",
+        "plots/quantize/curve.csv": CURVE.splitlines()[0] + "\n",
+        "plots/quantize/training.log": "nothing was trained\n",
+    }
+    for name, content in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content, encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """Return a folder that holds a finished run's results."""
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def inputs(run_folder: Path) -> ReportInputs:
+    """Return the parsed results."""
+    return read_inputs(plain_params(Config()), run_folder)

@@ -1,0 +1,80 @@
+"""Every stage, run as DVC runs it, on a mistaken params.yaml: one line, exit code 2, no torch, nothing written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fairquant import plugins
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report")
+BAD = "reducer: median\nseed: -1\n"
+LINE = (
+    "error: params.yaml: seed: got -1; allowed: a number in [0, 4294967296); "
+    f"reducer: got 'median'; allowed: {' | '.join(plugins.names('reducer'))}\n"
+)
+NO_TORCH = "import sys\nsys.modules['torch'] = None\nsys.modules['torchvision'] = None\n"
+"""A ``sitecustomize`` under which any import of torch fails with a traceback."""
+
+
+def run_stage(stage: str, folder: Path, *, torch: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m stages.<stage>`` in ``folder``."""
+    paths = [str(ROOT)]
+    if not torch:
+        blocker = folder.parent / "no_torch"
+        blocker.mkdir(exist_ok=True)
+        (blocker / "sitecustomize.py").write_text(NO_TORCH)
+        paths.insert(0, str(blocker))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_mistake_is_one_line_before_torch_and_before_any_file(stage, folder):
+    (folder / "params.yaml").write_text(BAD)
+    done = run_stage(stage, folder, torch=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", LINE)
+    assert [path.name for path in folder.rglob("*")] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("stage", ("prepare", "report"))
+def test_no_params(stage, folder):
+    done = run_stage(stage, folder)
+    line = "error: params.yaml: not found; run from the folder that holds params.yaml\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.parametrize("stage", ("assign", "report"))
+def test_no_inputs(stage, folder):
+    """A stage whose input is missing says which, and needs no torch to say it."""
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    done = run_stage(stage, folder, torch=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: m")
+    assert done.stderr.endswith("not found; run the stage that writes it (dvc repro)\n")
+    assert [path.name for path in folder.rglob("*")] == ["params.yaml"]
+
+
+def test_report_runs_without_torch(folder):
+    from tests.report.conftest import write_run
+
+    write_run(folder)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    done = run_stage("report", folder, torch=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "female × ≥60 (worst after)" in (folder / "report/group_table.txt").read_text()
