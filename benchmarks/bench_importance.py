@@ -1,6 +1,6 @@
 """Cost of measuring importance against one plain forward + backward pass over the same samples.
 
-    python -m benchmarks.bench_importance [--groups 2 6 9] [--samples 576] [--size 64] [--batch 64] [--rounds 5]
+    python -m benchmarks.bench_importance [--groups 2 6 9] [--samples 1152] [--size 64] [--batch 64] [--rounds 5]
 
 Both passes read the same images through the same batches in evaluation mode; the plain one takes every parameter's
 gradient in mixed batches of all groups. They alternate; the ratio of each round is printed as its median.
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--metric", default="grape")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--groups", type=int, nargs="+", default=[2, 6, 9])
-    for name, default in (("samples", 576), ("size", 64), ("batch", 64), ("rounds", 5), ("threads", 1)):
+    for name, default in (("samples", 1152), ("size", 64), ("batch", 64), ("rounds", 5), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -80,7 +80,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for groups in options.groups:
         store = make_store(samples=options.samples, groups=groups, size=options.size)
-        plain(model, make_store(samples=options.batch, groups=1, size=options.size), options.batch, device)
+        warm_up = make_store(samples=options.batch, groups=1, size=options.size)
+        plain(model, warm_up, options.batch, device)
+        measure_importance(model, warm_up, **settings)
         pairs = []
         for _ in range(options.rounds):
             baseline = timed(plain, model, store, options.batch, device)

@@ -30,7 +30,7 @@ PARAMETER = {
 }
 """The parameter that chooses the plug-in of each kind."""
 
-TEMPLATED = True
+TEMPLATED = False
 
 LOADERS = ("fairquant.plugins", "fairquant.config.load", "fairquant.config.schema", "fairquant.config.base")
 """Modules that name plug-ins without depending on them."""

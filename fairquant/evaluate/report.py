@@ -97,18 +97,14 @@ def compare_split(
 def write_plots(folder: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write the tables behind the plots of ``evaluation``'s result ``metrics`` into ``folder``.
 
-    ``accuracy_before.csv`` and ``accuracy_after.csv`` (group, accuracy), ``accuracy_by_group.csv`` (group, model,
-    accuracy), ``gap.csv`` (metric, model, value; the header alone without parity). Undefined values are left out.
+    ``accuracy_before.csv`` and ``accuracy_after.csv`` (group, accuracy), ``gap.csv`` (metric, model, value; the header
+    alone without parity). Undefined values are left out.
     """
     target = Path(folder)
     models = {"full precision": "before", "quantized": "after"}
-    accuracy = [
-        [group, model, values[when]] for group, values in metrics["group"].items() for model, when in models.items()
-    ]
-    for model, when in models.items():
-        rows = [[group, value] for group, which, value in accuracy if which == model]
+    for when in models.values():
+        rows = [[group, values[when]] for group, values in metrics["group"].items()]
         _write_csv(target / f"accuracy_{when}.csv", ["group", "accuracy"], rows)
-    _write_csv(target / "accuracy_by_group.csv", ["group", "model", "accuracy"], accuracy)
     rows = [
         [metric, model, metrics["gap"][when][metric]]
         for metric in metrics.get("gap", {}).get("before", {})

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fairquant.errors import UserError
-from fairquant.quantize.rows import as_rows, blocks, inner_order, part
+from fairquant.quantize.rows import Workspace, as_rows, blocks, inner_order, part
 
 PRUNED, SIGN, UNTOUCHED = 0, 1, 32
 NO_GRID = 0.5
@@ -106,6 +106,8 @@ class Plan:
     clips: bool = True
     add_step_gradient: Callable[[Tensor, Tensor, slice], None] | None = None
     """(gradient of the step sizes used in a block, the gradient to add to, the block); None: Δ is not learned."""
+    workspace: Workspace | None = None
+    """Where the result may go; None: fresh memory."""
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -120,7 +122,7 @@ class _FakeQuantize(torch.autograd.Function):
             ctx.save_for_backward(weight, *([] if step is None else [step]))
         order = inner_order(weight)
         rows = as_rows(weight, order)
-        out = torch.empty_like(rows)
+        out = torch.empty_like(rows) if plan.workspace is None else plan.workspace.take(rows)
         for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
             w = rows[block]
             round_to_grid(w, plan.step_size(w, block), plan.widths.block(block), out[block], clips=plan.clips)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fairquant.quantize.fake_quant import UNTOUCHED, Plan, StepSize, Widths, apply_plan, prepare_widths, widths_present
-from fairquant.quantize.rows import as_rows, blocks, inner_order, part
+from fairquant.quantize.rows import Workspace, as_rows, blocks, inner_order, part
 
 
 def identity(tensor: Tensor) -> tuple[object, ...]:
@@ -80,11 +80,11 @@ class Layout:
             return lambda _, block: part(table, block)
         return lambda _, block: table[block].gather(1, slot[block].long())
 
-    def apply(self, weight: Tensor, step_size: StepSize, *, clips: bool) -> Tensor:
+    def apply(self, weight: Tensor, step_size: StepSize, *, clips: bool, workspace: Workspace | None) -> Tensor:
         """Fake-quantize ``weight`` with fixed step sizes."""
-        return apply_plan(weight, Plan(self.widths, step_size, clips))
+        return apply_plan(weight, Plan(self.widths, step_size, clips, workspace=workspace))
 
-    def apply_learned(self, weight: Tensor, scale: Tensor) -> Tensor:
+    def apply_learned(self, weight: Tensor, scale: Tensor, *, workspace: Workspace | None) -> Tensor:
         """Fake-quantize ``weight`` with the learned table ``scale`` (flat); its gradient is scaled as LSQ does."""
         table = readable(scale, len(self.columns))
         factor = self._gradient_factor(weight, len(table))
@@ -99,7 +99,7 @@ class Layout:
                 new = torch.zeros_like(sums[block]).scatter_add_(1, self.slot[block].long(), gradient)
                 sums[block] += new * factor[block]
 
-        return apply_plan(weight, Plan(self.widths, self.looked_up(table), True, add), scale)
+        return apply_plan(weight, Plan(self.widths, self.looked_up(table), True, add, workspace), scale)
 
     def _gradient_factor(self, weight: Tensor, n_rows: int) -> Tensor:
         """Return 1/√(N·M) for each entry of the table: N weights share it, M = 1 at 1 bit."""

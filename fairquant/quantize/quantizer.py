@@ -18,6 +18,7 @@ from fairquant.allocate.bitmap import Granularity
 from fairquant.errors import ArtifactError
 from fairquant.quantize.fake_quant import UNTOUCHED, widths_present
 from fairquant.quantize.layout import Layout, columns_of, identity, readable, table_shape
+from fairquant.quantize.rows import Workspace
 
 
 class WeightQuantizer(nn.Module):
@@ -45,6 +46,7 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("bits", bits.to(weight.device))
         self.untouched = bool((bits == UNTOUCHED).all())
         self._prepared = self._kept = None
+        self._workspace = Workspace()
         refresh = self._plugin.REFRESH
         if table is not None:
             _check_table(table, table_shape(weight, bits))
@@ -97,14 +99,17 @@ class WeightQuantizer(nn.Module):
 
     def _quantize(self, weight: Tensor) -> Tensor:
         layout, plugin = self._layout_of(weight), self._plugin
+        workspace = self._workspace if self.training and torch.is_grad_enabled() else None
         if self.scale is None:
             whole = layout.whole and not layout.widths.all_untouched
             measured = layout.measured(plugin, self.percentile)
             step_size = layout.looked_up(self._measure(weight.detach())) if whole else measured
-            return layout.apply(weight, step_size, clips=getattr(plugin, "CLIPS", True))
+            return layout.apply(weight, step_size, clips=getattr(plugin, "CLIPS", True), workspace=workspace)
         if plugin.REFRESH == "learned":
-            return layout.apply_learned(weight, self.scale)
-        return layout.apply(weight, layout.looked_up(readable(self.scale, len(layout.columns))), clips=True)
+            return layout.apply_learned(weight, self.scale, workspace=workspace)
+        return layout.apply(
+            weight, layout.looked_up(readable(self.scale, len(layout.columns))), clips=True, workspace=workspace
+        )
 
     def _measure(self, weight: Tensor) -> Tensor:
         return self._layout_of(weight).table(weight, self._plugin, self.percentile)
@@ -117,14 +122,16 @@ class WeightQuantizer(nn.Module):
         return self._prepared[1]
 
     def train(self, mode: bool = True) -> WeightQuantizer:
-        """Set the mode; entering training drops the copy kept for evaluation."""
+        """Set the mode; each mode drops the memory of the other."""
         if mode:
             self._kept = None
+        else:
+            self._workspace = Workspace()
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is prepared or kept: a copy makes its own."""
-        return self.__dict__ | {"_prepared": None, "_kept": None}
+        return self.__dict__ | {"_prepared": None, "_kept": None, "_workspace": Workspace()}
 
     def extra_repr(self) -> str:
         """Say how the weight is quantized."""

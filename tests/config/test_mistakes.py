@@ -27,7 +27,7 @@ MISTAKES = {
     "allowed: alpha",
     "pretrain: {3: 1}": "pretrain.3: got 3; allowed: text as key",
     # plug-in names and choices
-    "reducer: median": f"reducer: got 'median'; allowed: {REDUCERS}",
+    "reducer: no_such": f"reducer: got 'no_such'; allowed: {REDUCERS}",
     "reducer: null": f"reducer: got null; allowed: {REDUCERS}",
     "reducer: [max]": f"reducer: got ['max']; allowed: {REDUCERS}",
     "allocator: optimall": "allocator: got 'optimall'; allowed: " + " | ".join(plugins.names("allocator")),

@@ -14,10 +14,10 @@ from fairquant import plugins
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report")
-BAD = "reducer: median\nseed: -1\n"
+BAD = "reducer: no_such\nseed: -1\n"
 LINE = (
     "error: params.yaml: seed: got -1; allowed: a number in [0, 4294967296); "
-    f"reducer: got 'median'; allowed: {' | '.join(plugins.names('reducer'))}\n"
+    f"reducer: got 'no_such'; allowed: {' | '.join(plugins.names('reducer'))}\n"
 )
 NO_TORCH = "import sys\nsys.modules['torch'] = None\nsys.modules['torchvision'] = None\n"
 """A ``sitecustomize`` under which any import of torch fails with a traceback."""

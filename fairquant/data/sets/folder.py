@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from fairquant.config.base import Section
-from fairquant.data.raw import DataRequest, RawDataset, RawSample, natural_order
+from fairquant.data.raw import DataRequest, RawDataset, RawSample, choose_groups, natural_order
 from fairquant.data.table import Row, Table, read_table
 from fairquant.errors import DataError
 
@@ -64,6 +64,8 @@ def load(request: DataRequest, options: Options) -> RawDataset:
     if options.use_split and options.split != Options().split:
         needed.append(options.split)
     missing = table.missing(needed)
+    if not missing:
+        choose_groups(groups, table.columns, groups)
     samples = [] if missing else [_sample(row, table, request, options, label, groups) for row in table.rows]
     names = options.class_names
     classes = natural_order([sample.label for sample in samples])

@@ -68,6 +68,13 @@ def test_every_missing_column_is_named(folder):
     assert [problem.value for problem in raw.problems] == ["file", "dx", "sex", "key", "person", "fold"]
 
 
+def test_a_group_column_named_twice(folder):
+    with pytest.raises(
+        DataError, match="data.group: got .'group', 'group'.; allowed: one or several different columns"
+    ):
+        load(DataRequest(folder, group=("group", "group")), Options())
+
+
 def test_a_mapping_from_params_yaml():
     options = {"class_names": {0: "Male", 1: "Female"}}
     config = parse_config({"data": {"name": "folder"}, "datasets": {"folder": options}})

@@ -68,6 +68,11 @@ def test_four_classes_in_equal_shares():
     assert max(float(sample.attributes["border"]) for sample in nevus) < 0.4
 
 
+def test_group_shares_are_kept():
+    raw = load(request(), Options(samples=100, group_shares=(0.5, 0.1, 0.1, 0.1, 0.1, 0.1)))
+    assert Counter(sample.groups[0] for sample in raw.samples)["I"] == 50
+
+
 def test_group_shares_must_sum_to_one():
     with pytest.raises(ValidationError, match="six shares that sum to 1"):
         Options(group_shares=(0.2, 0.2, 0.2, 0.2, 0.1, 0.2))
