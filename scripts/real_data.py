@@ -39,6 +39,7 @@ TASKS: dict[str, list[str]] = {
         "data.name=folder",
         "data.path={root}/ham10000_64",
         "data.label=malignant",
+        "datasets.folder.class_names={{0:benign,1:malignant}}",
         "data.group=[sex,age_group]",
         "data.split_by=lesion_id",
         "data.min_group_size=100",

@@ -1,4 +1,1 @@
-"""What a compressed model costs: real packed bytes (``size``), bit operations (``bops``), both from a bit map.
-
-Only ``operations``, which counts a model's multiply-accumulates, needs torch.
-"""
+"""What a compressed model costs: real packed bytes (``size``), bit operations (``bops``), both from a bit map."""

@@ -18,10 +18,8 @@ def make(name: str, weight: torch.Tensor, largest: torch.Tensor, percentile: flo
 
 
 def test_the_plugins():
-    assert NAMES == ("absmax", "lsq", "mse", "percentile")
-    assert {name: plugins.load("scale", name).REFRESH for name in NAMES} == {
-        "absmax": "step", "lsq": "learned", "mse": "epoch", "percentile": "epoch",
-    }  # fmt: skip
+    expected = {"absmax": "step", "lsq": "learned", "mse": "epoch", "percentile": "epoch"}
+    assert expected.items() <= {name: plugins.load("scale", name).REFRESH for name in NAMES}.items()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,10 +26,10 @@ from fairquant.errors import DataError
 TONES = tuple(ITA_BANDS)
 BINARY_TONES = ("I-III", "IV-VI")
 PROTOTYPES = {
-    "nevus": (0.2, 0.2, 0.2),
-    "dysplastic": (0.8, 0.3, 0.4),
-    "keratosis": (0.2, 0.8, 0.4),
-    "melanoma": (0.8, 0.8, 0.8),
+    "nevus": (0.15, 0.15, 0.1),
+    "dysplastic": (0.85, 0.15, 0.5),
+    "keratosis": (0.15, 0.85, 0.3),
+    "melanoma": (0.85, 0.85, 0.9),
 }
 """Border, colour and asymmetry at the centre of each class of the multi-class variant."""
 
@@ -113,7 +113,7 @@ def _sample(
 
 def _draw_lesion(label: str, difficulty: float, random: np.random.Generator) -> Lesion:
     if label in PROTOTYPES:
-        spread = 0.1 + 0.1 * difficulty
+        spread = 0.05 + 0.05 * difficulty
         return Lesion(*(float(v) for v in np.array(PROTOTYPES[label]) + random.uniform(-spread, spread, 3)))
     margin = 0.15 * (1 - difficulty)
     distance = random.uniform(0.02 + margin, 0.32)
