@@ -27,15 +27,17 @@ class StageParams:
         return getattr(self._config, name)
 
 
-def run(main: Callable[[Config], None], *, reads: tuple[str, ...]) -> None:
+def run(main: Callable[[Config], None], *, reads: tuple[str, ...], groups_known: bool = True) -> None:
     """Call ``main`` with the part of the validated configuration named in ``reads``.
 
     A ``UserError`` becomes one line on stderr and exit code 2. ``reads`` must equal the stage's ``params`` in
-    dvc.yaml (a test compares them), so that a parameter that matters is always one DVC watches.
+    dvc.yaml (a test compares them), so that a parameter that matters is always one DVC watches. ``groups_known`` is
+    False for the stage that finds the groups: what an earlier run found does not bind it.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        main(cast(Config, StageParams(load_config(), reads)))
+        config = load_config() if groups_known else load_config(meta=None)
+        main(cast(Config, StageParams(config, reads)))
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None

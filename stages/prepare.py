@@ -11,4 +11,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, reads=("data", "datasets", "debug", "workers"))
+    stage.run(main, reads=("data", "datasets", "debug", "workers"), groups_known=False)

@@ -58,7 +58,9 @@ class ModelSection(Section):
     @classmethod
     def _weights_are_tracked(cls, value: str) -> str:
         """A file elsewhere could change without DVC noticing, so imports come from the folder pretrain depends on."""
-        if value not in {"none", "imagenet"} and WEIGHTS_FOLDER not in PurePosixPath(value).parents:
+        path = PurePosixPath(value)
+        inside = WEIGHTS_FOLDER in path.parents and ".." not in path.parts
+        if value not in {"none", "imagenet"} and not inside:
             raise ValueError(f"none | imagenet | a file under {WEIGHTS_FOLDER}/ (copy it there, so that it is tracked)")
         return value
 
