@@ -9,7 +9,7 @@ from fairquant.train.history import EpochRow, History
 def with_start(job: QuantizeJob, result: QuantizeResult) -> History:
     """Return the result's history; one without rows gets a row for epoch 0, measured on the validation split.
 
-    The row's learning rate is 0 and its training loss NaN: there was no training.
+    The row's learning rate is 0 and it has no training loss: there was no training.
     """
     if result.history.rows:
         return result.history
@@ -22,5 +22,5 @@ def with_start(job: QuantizeJob, result: QuantizeResult) -> History:
     part = predict(result.model, job.store, "val", batch_size=size, device=job.device, precision=job.precision)
     loss = cross_entropy(torch.from_numpy(part.logits).double(), torch.from_numpy(part.labels)).item()
     groups = tuple(job.store.group_names)
-    row = EpochRow.measure(part, groups, epoch=0, lr=0.0, train_loss=float("nan"), val_loss=loss)
+    row = EpochRow.measure(part, groups, epoch=0, lr=0.0, train_loss=None, val_loss=loss)
     return History(groups, (row,), 0)

@@ -27,7 +27,8 @@ class EpochRow:
     Attributes:
         epoch: 1 for the first.
         lr: learning rate of the epoch's first step.
-        train_loss: mean over samples of the objective: cross-entropy (with class weights) plus the weighted terms.
+        train_loss: mean over samples of the objective: cross-entropy (with class weights) plus the weighted terms;
+            None where nothing was trained.
         val_loss: mean cross-entropy on the validation split, without class weights or terms.
         val_accuracy: overall accuracy on the validation split.
         val_worst_group_accuracy: lowest accuracy among the groups that have validation samples.
@@ -36,7 +37,7 @@ class EpochRow:
 
     epoch: int
     lr: float
-    train_loss: float
+    train_loss: float | None
     val_loss: float
     val_accuracy: float
     val_worst_group_accuracy: float
@@ -50,7 +51,7 @@ class EpochRow:
         *,
         epoch: int,
         lr: float,
-        train_loss: float,
+        train_loss: float | None,
         val_loss: float,
     ) -> EpochRow:
         """Make the row of an epoch from the predictions ``part`` (N >= 1) of the validation split."""
@@ -107,7 +108,8 @@ def _summary(row: EpochRow) -> str:
 def describe(row: EpochRow, epochs: int | None = None) -> str:
     """Return one line about an epoch, for people."""
     of = f"/{epochs}" if epochs else ""
-    return f"epoch {row.epoch}{of}: lr {row.lr:.3g}, train loss {row.train_loss:.4f}, {_summary(row)}"
+    trained = "not trained" if row.train_loss is None else f"lr {row.lr:.3g}, train loss {row.train_loss:.4f}"
+    return f"epoch {row.epoch}{of}: {trained}, {_summary(row)}"
 
 
 def _log_lines(row: EpochRow) -> list[str]:
