@@ -4,47 +4,79 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fairquant import artifacts
+from fairquant.data.store import Store
 
-pytestmark = pytest.mark.xdist_group("kill")
-
-
-def wait_for_stage(process: subprocess.Popen[str], module: str, seconds: float = 120) -> int:
-    """Return the pid of the running ``python -m module`` in the process group of ``process``."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                same_group = os.getpgid(int(entry.name)) == process.pid
-            except (ProcessLookupError, FileNotFoundError):
-                continue
-            if same_group and module.encode() in words:
-                return int(entry.name)
-        time.sleep(0.02)
-    raise AssertionError(f"{module} was never seen running")
+pytestmark = [
+    pytest.mark.xdist_group("kill"),
+    pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc to look into a running stage"),
+]
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc to find the stage's process")
+def stage_process(group: int, module: str) -> Path | None:
+    """Return the /proc entry of ``python -m module`` in the process group, or None."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if module.encode() in words and os.getpgid(int(entry.name)) == group:
+                return entry
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+    return None
+
+
+def has_loaded_torch(entry: Path) -> bool:
+    try:
+        return "libtorch_cpu" in (entry / "maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def kill_when(workspace, stage: str, seen: Callable[[Path], bool]) -> None:
+    """Start ``dvc repro assign`` and kill it with the stage it runs as soon as ``seen`` holds for that stage."""
+    process = workspace.start("dvc", "repro", "assign")
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
+        entry = stage_process(process.pid, f"stages.{stage}")
+        if entry is not None and seen(entry):
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    lock = workspace.path / "dvc.lock"
+    finished = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
+    assert stage not in finished, f"{stage} had ended before it was killed"
+
+
 def test_killed_stages_end_with_the_same_metrics(make_workspace):
     undisturbed, disturbed = make_workspace(), make_workspace()
+    for workspace in (undisturbed, disturbed):
+        workspace.set_params(debug=False, datasets__synthderm__samples=600, pretrain__epochs=3)
     undisturbed.run("dvc", "repro", "assign")
-    for stage, delay in (("prepare", 0.7), ("pretrain", 6.0), ("importance", 4.0)):
-        process = disturbed.start("dvc", "repro", "assign")
-        wait_for_stage(process, f"stages.{stage}")
-        time.sleep(delay)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        leftovers = [path for path in disturbed.path.glob("**/*.partial") if ".dvc" not in path.parts]
-        finished = list((disturbed.path / "models").glob("importance.safetensors"))
-        assert stage != "importance" or finished or not leftovers or all(p.name.startswith(".") for p in leftovers)
+    path = disturbed.path
+
+    kill_when(disturbed, "prepare", lambda _: (path / "data/.prepared.partial").exists())
+    assert not (path / "data/prepared").exists()
+    kill_when(disturbed, "pretrain", lambda _: any((path / ".fairquant/resume").glob("*/*.pt")))
+    assert len(Store.open(path / "data/prepared")) == 600
+    assert not (path / "models/pretrained.safetensors").exists()
+    kill_when(disturbed, "importance", has_loaded_torch)
+    artifacts.read_tensors(path / "models/pretrained.safetensors")
+    assert not (path / "models/importance.safetensors").exists()
+
     disturbed.run("dvc", "repro", "assign")
-    for name in ("pretrain", "bits"):
-        path = f"metrics/{name}.json"
-        assert artifacts.read_json(disturbed.path / path) == artifacts.read_json(undisturbed.path / path)
+    for name in (
+        "metrics/pretrain.json",
+        "metrics/bits.json",
+        "models/pretrained.safetensors",
+        "models/bits.safetensors",
+    ):
+        assert (path / name).read_bytes() == (undisturbed.path / name).read_bytes(), name
+    assert not list(path.glob("[dm]*/.*.partial"))
