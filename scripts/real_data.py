@@ -16,53 +16,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+FACES = [
+    "data.label=gender",
+    "data.group=race",
+    "data.image_size=64",
+    "pretrain.epochs=8",
+    "quantize.epochs=3",
+]
+LESIONS = [
+    "data.label=malignant",
+    "data.group=[sex,age_group]",
+    "data.min_group_size=100",
+    "data.small_groups=drop",
+    "data.image_size=64",
+    "pretrain.epochs=12",
+    "pretrain.class_weights=balanced",
+    "quantize.epochs=3",
+    "quantize.class_weights=balanced",
+]
+MANIFEST = "datasets.folder.class_names={{0:benign,1:malignant}}"
 TASKS: dict[str, list[str]] = {
-    "fairface64": [
-        "data.name=folder",
-        "data.path={root}/fairface64",
-        "data.label=gender",
-        "data.group=race",
-        "data.image_size=64",
-        "pretrain.epochs=8",
-        "quantize.epochs=3",
-    ],
-    "fairface64-loader": [
-        "data.name=fairface",
-        "data.path={root}/fairface64-published",
-        "data.label=gender",
-        "data.group=race",
-        "data.image_size=64",
-        "pretrain.epochs=8",
-        "quantize.epochs=3",
-    ],
-    "ham10000_64": [
-        "data.name=folder",
-        "data.path={root}/ham10000_64",
-        "data.label=malignant",
-        "datasets.folder.class_names={{0:benign,1:malignant}}",
-        "data.group=[sex,age_group]",
-        "data.split_by=lesion_id",
-        "data.min_group_size=100",
-        "data.small_groups=drop",
-        "data.image_size=64",
-        "pretrain.epochs=12",
-        "pretrain.class_weights=balanced",
-        "quantize.epochs=3",
-        "quantize.class_weights=balanced",
-    ],
-    "ham10000_64-loader": [
-        "data.name=ham10000",
-        "data.path={root}/ham10000_64-published",
-        "data.label=malignant",
-        "data.group=[sex,age_group]",
-        "data.min_group_size=100",
-        "data.small_groups=drop",
-        "data.image_size=64",
-        "pretrain.epochs=12",
-        "pretrain.class_weights=balanced",
-        "quantize.epochs=3",
-        "quantize.class_weights=balanced",
-    ],
+    "fairface64": ["data.name=folder", "data.path={root}/fairface64", *FACES],
+    "fairface64-loader": ["data.name=fairface", "data.path={root}/fairface64-published", *FACES],
+    "ham10000_64": ["data.name=folder", "data.path={root}/ham10000_64", MANIFEST, "data.split_by=lesion_id", *LESIONS],
+    "ham10000_64-loader": ["data.name=ham10000", "data.path={root}/ham10000_64-published", *LESIONS],
 }
 METHODS: dict[str, list[str]] = {
     "fp32": ["quant_mode=none"],
