@@ -50,6 +50,41 @@ def test_a_mistake_is_one_line_before_torch_and_before_any_file(stage, folder):
     assert [path.name for path in folder.rglob("*")] == ["params.yaml"]
 
 
+MISTAKES = {
+    "unknown key": ("pretrain: {lrr: 0.1}\n", "pretrain.lrr: unknown key (did you mean 'lr'?), got 0.1; allowed: "),
+    "wrong type": ("pretrain: {epochs: many}\n", "pretrain.epochs: got 'many'; allowed: a whole number in [0, inf)"),
+    "out of range": ("assign: {reducers: {cvar: {alpha: 2}}}\n", "alpha: got 2; allowed: a number in [0, 1]"),
+    "levels do not sum to 1": ("assign: {levels: [0.5, 0.4, 0.2]}\n", "allowed: shares that sum to 1"),
+    "bits and levels differ in length": ("assign: {bits: [2, 8]}\n", "allowed: one level per bit-width"),
+    "subtractive without names": ("reducer: subtractive\n", "allowed: a group name (reducer: subtractive needs both)"),
+    "subset": ("data: {train_subset: 0}\n", "got 0; allowed: a fraction in (0, 1] or a whole number above 1"),
+    "device": ("device: gpu\n", "device: got 'gpu'; allowed: auto | cpu | cuda | mps"),
+    "not YAML": ("seed: [1\n", "params.yaml: not valid YAML: "),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_each_kind_of_mistake(kind, folder):
+    text, expected = MISTAKES[kind]
+    (folder / "params.yaml").write_text(text)
+    done = run_stage("prepare", folder, torch=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: params.yaml: ")
+    assert expected in done.stderr
+    assert [path.name for path in folder.rglob("*")] == ["params.yaml"]
+
+
+def test_subtractive_with_other_than_two_groups(folder):
+    (folder / "params.yaml").write_text(
+        "reducer: subtractive\nassign: {reducers: {subtractive: {unprivileged: a, privileged: b}}}\n"
+    )
+    (folder / "data/prepared").mkdir(parents=True)
+    (folder / "data/prepared/meta.json").write_text('{"groups": ["a", "b", "c"]}')
+    done = run_stage("pretrain", folder, torch=False)
+    line = "error: params.yaml: reducer: got 'subtractive' with 3 groups (a, b, c); allowed: exactly two groups\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 @pytest.mark.parametrize("stage", ("prepare", "report"))
 def test_no_params(stage, folder):
     done = run_stage(stage, folder)

@@ -127,3 +127,42 @@ def _belongs(stat: Path, session: int) -> bool:
     except (OSError, ValueError):
         return False
     return int(owner) == session and state not in "ZX"
+
+
+def edit(lines: list[str], row: int, text: str) -> list[str]:
+    """Return the csv lines with data row ``row`` (from 1) replaced."""
+    return [*lines[:row], text, *lines[row + 1 :]]
+
+
+DAMAGE = {
+    "unknown label": (lambda lines: edit(lines, 5, "4.png,zebra,x"), "1 unknown label (row 5 got the label 'zebra'"),
+    "empty group": (lambda lines: edit(lines, 5, "4.png,a,"), "1 empty group value (row 5 the group column 'group'"),
+    "absent group": (
+        lambda lines: (
+            [lines[0] + ",split"]
+            + [f"{line},{('train', 'val', 'test')[i % 3]}" for i, line in enumerate(edit(lines, 5, "4.png,a,rare")[1:])]
+        ),
+        "1 group absent from a split (the group 'rare' has no sample in train and test (train 0, val 1, test 0)",
+    ),
+    "duplicate id": (lambda lines: [*lines, lines[1]], "1 duplicate id (row 41 the id '0.png' stands in row 1 already"),
+    "no such column": (lambda lines: [line.rpartition(",")[0] for line in lines], "'group'"),
+    "all at once": (
+        lambda lines: [*edit(edit(lines, 5, "4.png,zebra,x"), 6, "5.png,b,"), lines[1], "gone.png,a,x"],
+        "error: 4 problems in the data: 1 unknown label (row 5 got the label 'zebra'; allowed: a | b); 1 empty group value",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_each_kind_of_bad_row(tmp_path, kind):
+    damage, expected = DAMAGE[kind]
+    data = folder_data(tmp_path)
+    labels = tmp_path / "data" / "raw" / "labels.csv"
+    labels.write_text("\n".join(damage(labels.read_text().splitlines())) + "\n", encoding="utf-8")
+    write_params(tmp_path, data=data, datasets={"folder": {"class_names": ["a", "b"]}}, workers=1)
+    done = run(tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ")
+    assert expected in done.stderr
+    assert not (tmp_path / "data" / "prepared").exists()
+    assert not list(tmp_path.rglob("*.partial"))
