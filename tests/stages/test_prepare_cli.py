@@ -148,7 +148,8 @@ DAMAGE = {
     "no such column": (lambda lines: [line.rpartition(",")[0] for line in lines], "'group'"),
     "all at once": (
         lambda lines: [*edit(edit(lines, 5, "4.png,zebra,x"), 6, "5.png,b,"), lines[1], "gone.png,a,x"],
-        "error: 4 problems in the data: 1 unknown label (row 5 got the label 'zebra'; allowed: a | b); 1 empty group value",
+        "error: 4 problems in the data: 1 unknown label (row 5 got the label 'zebra'; "
+        "allowed: a | b); 1 empty group value",
     ),
 }
 
