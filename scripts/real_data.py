@@ -50,9 +50,9 @@ METHODS: dict[str, list[str]] = {
 }
 
 
-def run_method(task: str, method: str, root: Path, seed: int) -> dict[str, Any]:
+def run_method(task: str, method: str, root: Path, seed: int, extra: list[str]) -> dict[str, Any]:
     """Run one experiment and return its metrics, its settings and its wall time in seconds."""
-    settings = [f"seed={seed}", *(item.format(root=root) for item in TASKS[task]), *METHODS[method]]
+    settings = [f"seed={seed}", *(item.format(root=root) for item in TASKS[task]), *METHODS[method], *extra]
     command = ["dvc", "exp", "run"]
     for setting in settings:
         command += ["-S", setting]
@@ -96,10 +96,11 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="extra", help="further settings")
     arguments = parser.parse_args()
     rows = []
     for method in arguments.methods:
-        rows.append(run_method(arguments.task, method, arguments.root.resolve(), arguments.seed))
+        rows.append(run_method(arguments.task, method, arguments.root.resolve(), arguments.seed, arguments.extra))
         print(table(rows), file=sys.stderr)
     print(table(rows) + "\n")
     for row in rows:
