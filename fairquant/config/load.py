@@ -90,10 +90,14 @@ def _read_yaml(path: Path) -> Any:
 
 def _option_mistakes(values: Mapping[str, Any]) -> list[str]:
     """Validate every plug-in's options, also of those not chosen, so that no typing mistake waits for its turn."""
-    assign = values.get("assign")
-    reducers = assign.get("reducers") if isinstance(assign, dict) else None
+    assign, importance = values.get("assign"), values.get("importance")
+    tables = (
+        ("datasets", "dataset", values.get("datasets")),
+        ("importance.metrics", "importance", importance.get("metrics") if isinstance(importance, dict) else None),
+        ("assign.reducers", "reducer", assign.get("reducers") if isinstance(assign, dict) else None),
+    )
     mistakes = []
-    for key, kind, table in (("datasets", "dataset", values.get("datasets")), ("assign.reducers", "reducer", reducers)):
+    for key, kind, table in tables:
         for name, given in table.items() if isinstance(table, dict) else ():
             allowed = plugins.names(kind)
             if name not in allowed:

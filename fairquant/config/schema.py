@@ -30,6 +30,7 @@ class DataSection(Section):
     split_by: str | None = Field(None, description="a column whose equal values stay on one side, or null")
     min_group_size: Int = number(1, ge=1)
     small_groups: Literal["error", "merge", "drop"] = "error"
+    download: bool = True
     val_fraction: Real = number(0.1, gt=0, lt=1)
     test_fraction: Real = number(0.2, gt=0, lt=1)
     train_subset: Subset = Field(1.0, description="a fraction in (0, 1] or a whole number above 1")
@@ -87,6 +88,7 @@ class ImportanceSection(Section):
     normalize: Literal["sample", "none"] = "sample"
     batch_size: Int = number(64, ge=1)
     samples_per_group: Int | None = number(None, ge=1)
+    metrics: PluginOptions = {}
 
 
 def _width(value: int) -> int:
@@ -138,6 +140,38 @@ class AssignSection(Section):
         return tuple(b for b, _ in pairs), tuple(share for _, share in pairs)
 
 
+class BaqSection(Section):
+    """quant_mode baq_learnable: how widths are learned."""
+
+    bit_min: Int = number(2, ge=2, le=16)
+    bit_max: Int = number(8, ge=2, le=16)
+    logit_lr: Real = number(0.02, gt=0)
+    regularizer: Literal["budget", "pull"] = "budget"
+    target_bits: Real | None = number(None, ge=2, le=16)
+    bits_weight: Real = number(0.1, ge=0)
+    learn_share: Real = number(0.7, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> BaqSection:
+        if self.bit_min > self.bit_max:
+            raise ValueError(
+                f"quantize.baq.bit_min: got {self.bit_min} above bit_max {self.bit_max}; allowed: at most bit_max"
+            )
+        target = self.target_bits
+        if target is not None and not self.bit_min <= target <= self.bit_max:
+            raise ValueError(
+                f"quantize.baq.target_bits: got {target:g}; "
+                f"allowed: null, or a number from bit_min {self.bit_min} to bit_max {self.bit_max}"
+            )
+        return self
+
+
+class IterativeSection(Section):
+    """quant_mode iterative_qat: in how many rounds units are frozen."""
+
+    rounds: Int = number(2, ge=1)
+
+
 class QuantizeSection(TrainSection):
     """How weights are quantized and fine-tuned."""
 
@@ -149,14 +183,42 @@ class QuantizeSection(TrainSection):
     uniform_bits: Width = 8
     fairness_loss: Annotated[str, plugin_name("loss")] = "gap"
     fairness_weight: Real = number(1.0, ge=0)
+    baq: BaqSection = BaqSection()
+    iterative: IterativeSection = IterativeSection()
+
+
+class BootstrapSection(Section):
+    """Intervals of group values and gaps."""
+
+    resamples: Int = number(1000, ge=0, le=100_000)
+    confidence: Real = number(0.95, gt=0.5, lt=1)
+    seed: Int = number(0, ge=0, lt=2**32)
 
 
 class EvaluateSection(Section):
     """Which metrics are computed."""
 
     parity: bool = True
+    min_group_size: Int = number(1, ge=1)
+    audit: tuple[Names, ...] = Field(
+        (), description="a list of columns of the samples table, or of lists of columns for intersections"
+    )
+    significance: Real = number(0.05, gt=0, lt=1)
+    bootstrap: BootstrapSection = BootstrapSection()
     positive_class: str | None = Field(None, description="a class name, or null for the second of two classes")
     batch_size: Int = number(128, ge=1)
+
+
+class GatesSection(Section):
+    """What the quantized model must satisfy; null switches a gate off. Shares and differences of them, in [0, 1]."""
+
+    overall_drop: Real | None = number(None, ge=0, le=1)
+    worst_group_drop: Real | None = number(None, ge=0, le=1)
+    group_drop: Real | None = number(None, ge=0, le=1)
+    gap: Real | None = number(None, ge=0, le=1)
+    gap_increase: Real | None = number(None, ge=0, le=1)
+    size_mb: Real | None = number(None, gt=0)
+    harmed_groups: Int | None = number(None, ge=0)
 
 
 class ReportSection(Section):
@@ -187,9 +249,48 @@ class Config(Section):
     assign: AssignSection = AssignSection()
     quantize: QuantizeSection = QuantizeSection()
     evaluate: EvaluateSection = EvaluateSection()
+    gates: GatesSection = GatesSection()
     report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _mode_fits_the_rest(self) -> Config:
+        if self.quant_mode == "baq_learnable":
+            _check_baq(self)
+        if self.quant_mode == "iterative_qat" and self.quantize.iterative.rounds > self.quantize.epochs:
+            raise ValueError(
+                f"quantize.iterative.rounds: got {self.quantize.iterative.rounds} for {self.quantize.epochs} epochs; "
+                "allowed: at most one round per epoch (quantize.epochs)"
+            )
+        return self
 
     def options(self, kind: str, name: str) -> Any:
         """Return the validated ``Options`` of plug-in ``name`` (its defaults where params.yaml is silent)."""
-        given: Mapping[str, PluginOptions] = {"dataset": self.datasets, "reducer": self.assign.reducers}
+        given: Mapping[str, PluginOptions] = {
+            "dataset": self.datasets,
+            "reducer": self.assign.reducers,
+            "importance": self.importance.metrics,
+        }
         return plugins.load(kind, name).Options(**given.get(kind, {}).get(name, {}))
+
+
+def _check_baq(config: Config) -> None:
+    """Refuse what learnable widths cannot be combined with."""
+    if config.granularity == "per_param":
+        raise ValueError(
+            "granularity: got 'per_param' with quant_mode baq_learnable; allowed: per_tensor | per_channel (a learned "
+            "width for every single weight is not a format)"
+        )
+    if config.quantize.scale != "absmax":
+        raise ValueError(
+            f"quantize.scale: got {config.quantize.scale!r} with quant_mode baq_learnable, which sets its own step "
+            "sizes; allowed: absmax"
+        )
+    assigned = (config.assign.uniform_bits,) if config.allocator == "uniform" else config.assign.bits
+    low, high = config.quantize.baq.bit_min, config.quantize.baq.bit_max
+    outside = [width for width in assigned if not low <= width <= high]
+    if outside:
+        key = "assign.uniform_bits" if config.allocator == "uniform" else "assign.bits"
+        raise ValueError(
+            f"{key}: got {outside[0]} with quant_mode baq_learnable; allowed: from quantize.baq.bit_min {low} to "
+            f"bit_max {high}"
+        )

@@ -67,6 +67,7 @@ def _load(config: Config) -> RawDataset:
         seed=section.seed,
         image_size=section.image_size,
         debug=config.debug,
+        download=section.download,
     )
     raw: RawDataset = plugins.load("dataset", section.name).load(request, config.options("dataset", section.name))
     return raw

@@ -34,6 +34,7 @@ class DataRequest:
     seed: int = 0
     image_size: int = 32
     debug: bool = False
+    download: bool = False
 
 
 @dataclass(frozen=True)
