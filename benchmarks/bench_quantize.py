@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -20,8 +21,11 @@ from torch import nn
 from torchvision.models import resnet18
 
 from fairquant.allocate.bitmap import BitMap, unit_shape
+from fairquant.config.schema import BaqSection, TrainSection
 from fairquant.models.layers import quantizable_layers
-from fairquant.quantize.attach import quantize_model
+from fairquant.quantize.attach import attach_learned, quantize_model
+from fairquant.train.schedule import make_optimizer
+from fairquant.train.width_control import WidthControl
 
 WIDTHS, SHARES = (2, 4, 8), (0.2, 0.4, 0.4)
 
@@ -45,6 +49,28 @@ def trainer(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Cal
         optimizer.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
+
+    return step
+
+
+def learner(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    """A step of baq_learnable: widths and dead zones are trained too, and the price of a bit follows the average."""
+    bits = mixed(model, "per_channel")
+    sizes = {name: layer.weight[0].numel() for name, layer in quantizable_layers(model).items()}
+    attach_learned(model, bits, held=set(), bit_min=2, bit_max=8)
+    control = WidthControl(model, sizes, BaqSection())
+    control.begin(1, 10**6)
+    section = TrainSection(lr=1e-4)
+    optimizer = make_optimizer(model.train(), section, torch.device("cpu"), learning_rates=control.learning_rates())
+    steps = itertools.count(1)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(images)
+        loss = nn.functional.cross_entropy(logits, labels) + control.term(logits, labels, labels, 1)
+        loss.backward()
+        optimizer.step()
+        control.after_step(next(steps))
 
     return step
 
@@ -102,6 +128,9 @@ def main() -> None:
             ):
                 a, b, ratio = compare(make(plain), make(quantized), arguments.rounds, clock)
                 print(f"| {name} {scale} {granularity} | {a:.4f} | {b:.4f} | {ratio:.3f} |", flush=True)
+    plain, learned = trainer(copy.deepcopy(model), images, labels), learner(copy.deepcopy(model), images, labels)
+    a, b, ratio = compare(plain, learned, arguments.rounds, clock)
+    print(f"| train step, learned widths per_channel | {a:.4f} | {b:.4f} | {ratio:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

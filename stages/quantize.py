@@ -7,34 +7,34 @@ from fairquant.config import Config
 def main(config: Config) -> None:
     """Read data/prepared, models/pretrained.*, models/bits.*; write models/quantized.* and plots/quantize/."""
     from fairquant.allocate.bitmap import BitMap
+    from fairquant.artifacts import write_json, write_text
+    from fairquant.cost.summary import bit_distribution, layer_shares, summarise_widths, to_csv
     from fairquant.data.store import Store
-    from fairquant.devices import resolve_device, seed_everything
+    from fairquant.devices import seed_everything
     from fairquant.models.io import load_description, load_model
     from fairquant.modes import QuantizeJob, with_start
+    from fairquant.quantize.attach import bitmap_of
     from fairquant.quantize.state import save_quantized
-    from fairquant.train import checkpoint
 
     seed_everything(config.seed)
     model, spec = load_model("models/pretrained.safetensors")
-    job = QuantizeJob(
-        model=model,
-        store=Store.open(),
-        bits=BitMap.load("models/bits.safetensors"),
-        section=config.quantize,
-        seed=config.seed,
-        device=resolve_device(config.device),
-        precision=config.precision,
-        protect=config.assign.protect,
-        roles=load_description("models/pretrained.json")["roles"],
-        checkpoint_dir=checkpoint.root(),
-        debug=config.debug,
-    )
+    info, bits = load_description("models/pretrained.json"), BitMap.load("models/bits.safetensors")
+    job = QuantizeJob.of(config, model=model, store=Store.open(), bits=bits, roles=info["roles"])
     result = plugins.load("mode", config.quant_mode).quantize(job)
+    history, final = with_start(job, result), bitmap_of(result.model)
     save_quantized("models/quantized.safetensors", result.model, spec)
-    history = with_start(job, result)
     history.write_curve("plots/quantize/curve.csv")
     history.write_log("plots/quantize/training.log")
+    write_text("plots/quantize/layers.csv", to_csv(layer_shares(final)))
+    write_text("plots/quantize/bit_distribution.csv", to_csv(bit_distribution(final, info)))
+    write_json("metrics/quantize.json", {**history.summary(), **summarise_widths(bits, final, info)})
 
 
 if __name__ == "__main__":
-    stage.run(main, reads=("seed", "device", "precision", "debug", "quant_mode", "quantize", "assign"))
+    stage.run(
+        main,
+        reads=(
+            "seed", "device", "precision", "debug", "quant_mode", "quantize", "assign", "importance",
+            "importance_metric", "reducer", "granularity",
+        ),
+    )  # fmt: skip

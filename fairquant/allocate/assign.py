@@ -31,16 +31,19 @@ def assign_bits(maps: ImportanceMaps, model_info: Mapping[str, Any], config: Con
     info = ModelInfo.from_json(model_info)
     _check_layers(maps, info)
     held = protected_widths(config.assign.protect, list(info.shapes), info.roles)
-    free = {name: shape for name, shape in info.shapes.items() if name not in held}
-    reduce = _reducer(maps, config)
-    importance = {name: unit_importance(_reduced(reduce, maps, name), config.granularity) for name in free}
-    units = Units.gather(config.granularity, free, importance)
-    del importance
+    units = rank_units(maps, {name: shape for name, shape in info.shapes.items() if name not in held}, config)
     allocator = plugins.load("allocator", config.allocator)
     bits = dict(units.scatter(allocator.allocate(units.importance, units.sizes, config.assign)).layers)
     for name, width in held.items():
         bits[name] = np.full(unit_shape(config.granularity, info.shapes[name]), width, dtype=np.uint8)
     return BitMap(config.granularity, {name: bits[name] for name in info.shapes})
+
+
+def rank_units(maps: ImportanceMaps, shapes: Mapping[str, tuple[int, ...]], config: Config) -> Units:
+    """Return the units of the layers in ``shapes`` with their importance over groups; the layers must have maps."""
+    reduce = _reducer(maps, config)
+    importance = {name: unit_importance(_reduced(reduce, maps, name), config.granularity) for name in shapes}
+    return Units.gather(config.granularity, shapes, importance)
 
 
 def _check_layers(maps: ImportanceMaps, info: ModelInfo) -> None:

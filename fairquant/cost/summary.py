@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fairquant.allocate.bitmap import BitMap, unit_shape
 from fairquant.allocate.info import ModelInfo
 from fairquant.cost.bops import bops
@@ -38,6 +40,23 @@ def summarise_bits(bits: BitMap, model_info: Mapping[str, Any]) -> dict[str, Any
             for width in bits.widths()
         },
     }
+
+
+def summarise_widths(assigned: BitMap, final: BitMap, model_info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a mode made of the assigned widths: averages by parameter, and the final shares as above.
+
+    ``changed`` is the share of the assigned map's units whose final width is another one; a coarser final map counts
+    for every unit it covers.
+    """
+    info = _info_of(assigned, model_info)
+    summary = summarise_bits(final, model_info)
+    changed = total = 0
+    for name, before in assigned.layers.items():
+        after = final.layers[name]
+        spread = np.broadcast_to(after.reshape(after.shape + (1,) * (before.ndim - after.ndim)), before.shape)
+        changed, total = changed + int((spread != before).sum()), total + before.size
+    averages = {"assigned": assigned.average(info.shapes), "final": summary["avg_bits"]["by_parameter"]}
+    return {"bits": {**averages, "changed": changed / total}, "share": summary["share"]}
 
 
 def layer_shares(bits: BitMap) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fairquant.train.history import History
 
@@ -14,8 +14,21 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fairquant.allocate.bitmap import BitMap
+    from fairquant.allocate.units import Units
+    from fairquant.config import Config
     from fairquant.config.schema import ProtectSection, QuantizeSection
     from fairquant.data.store import Store
+
+
+class Ranking(Protocol):
+    """Measures the importance of a model's units as the importance and assign stages do."""
+
+    key: Mapping[str, object]
+    """Every setting it depends on, JSON-like."""
+
+    def __call__(self, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Units:
+        """Return the units of the layers in ``shapes`` with their current importance."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class QuantizeJob:
         roles: first | last | classifier → layer name.
         checkpoint_dir: where a training run is saved and resumed from, or None.
         debug: train one epoch only.
+        ranking: measures the importance of a model's units anew, for modes that do.
     """
 
     model: nn.Module
@@ -47,6 +61,37 @@ class QuantizeJob:
     roles: Mapping[str, str]
     checkpoint_dir: Path | None = None
     debug: bool = False
+    ranking: Ranking | None = None
+
+    @classmethod
+    def of(
+        cls, config: Config, *, model: nn.Module, store: Store, bits: BitMap, roles: Mapping[str, str]
+    ) -> QuantizeJob:
+        """Return the job that ``config`` describes; killed runs are resumed below the project's root."""
+        from fairquant.devices import resolve_device
+        from fairquant.modes._ranking import UnitRanking
+        from fairquant.train import checkpoint
+
+        device = resolve_device(config.device)
+        return cls(
+            model=model,
+            store=store,
+            bits=bits,
+            section=config.quantize,
+            seed=config.seed,
+            device=device,
+            precision=config.precision,
+            protect=config.assign.protect,
+            roles=roles,
+            checkpoint_dir=checkpoint.root(),
+            debug=config.debug,
+            ranking=UnitRanking(config, store, device),
+        )
+
+    @property
+    def training(self) -> QuantizeSection:
+        """The section with the number of epochs that are trained."""
+        return self.section.model_copy(update={"epochs": 1}) if self.debug else self.section
 
 
 @dataclass(frozen=True)

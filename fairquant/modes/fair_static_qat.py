@@ -6,19 +6,18 @@ trained in full precision; the widths stay as assigned.
 
 from __future__ import annotations
 
-from fairquant import plugins
 from fairquant.modes._attach import attach
+from fairquant.modes._fairness import fairness_terms
 from fairquant.modes._job import QuantizeJob, QuantizeResult
 
 
 def quantize(job: QuantizeJob) -> QuantizeResult:
     """Quantize at the assigned widths, then fine-tune; the epoch with the best validation accuracy is kept."""
-    from fairquant.quantize.attach import refresh_scales
-    from fairquant.train.loop import LossTerm, fit
+    from fairquant.train.loop import fit
+    from fairquant.train.refresh import RefreshScales
 
     model = attach(job, job.bits).model
-    section = job.section.model_copy(update={"epochs": min(job.section.epochs, 1)}) if job.debug else job.section
-    fairness = LossTerm(section.fairness_weight, plugins.load("loss", section.fairness_loss).loss)
+    section = job.training
     history = fit(
         model,
         job.store,
@@ -26,8 +25,8 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
         seed=job.seed,
         device=job.device,
         precision=job.precision,
-        terms=[fairness] if section.fairness_weight else [],
+        terms=fairness_terms(section),
         checkpoint_dir=job.checkpoint_dir,
-        on_epoch_start=lambda _: refresh_scales(model),
+        hooks=RefreshScales(model),
     )
     return QuantizeResult(model, history)

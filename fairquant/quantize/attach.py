@@ -8,6 +8,7 @@ mode and user of ``weight`` (``MultiheadAttention.out_proj``) works. The state d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from torch.nn.utils import parametrize
 
 from fairquant.allocate.bitmap import BitMap, unit_shape
 from fairquant.errors import ArtifactError, UserError
-from fairquant.models.layers import quantizable_layers
+from fairquant.models.layers import quantizable_layers, weight_parameter
+from fairquant.quantize.learned_widths import LearnedWidthQuantizer, learned_quantizers
 from fairquant.quantize.quantizer import WeightQuantizer
 
 ORIGINAL = ".parametrizations.weight.original"
@@ -69,6 +71,47 @@ def _check(bitmap: BitMap, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise ArtifactError(
                 f"bit map of layer {name}: got shape {got}; allowed: {wanted} ({bitmap.granularity} of {shape})"
             )
+
+
+def attach_learned(model: nn.Module, bitmap: BitMap, *, held: AbstractSet[str], bit_min: int, bit_max: int) -> None:
+    """Attach quantizers with learnable widths that start at ``bitmap``; layers in ``held`` get fixed ones.
+
+    Raises as ``quantize_model`` does, and ``UserError`` for a width outside [bit_min, bit_max].
+    """
+    if quantizers(model) or learned_quantizers(model):
+        raise UserError("model: got a model that is quantized already; allowed: a full-precision model")
+    layers = quantizable_layers(model)
+    _check(bitmap, {name: tuple(layer.get_parameter("weight").shape) for name, layer in layers.items()})
+    for name, layer in layers.items():
+        weight, bits = layer.get_parameter("weight"), torch.from_numpy(bitmap.layers[name].copy())
+        try:
+            quantizer: nn.Module = (
+                WeightQuantizer(weight, bits, method="absmax")
+                if name in held
+                else LearnedWidthQuantizer(weight, bits, bit_min=bit_min, bit_max=bit_max)
+            )
+        except UserError as error:
+            raise type(error)(f"layer {name}: {error}") from None
+        parametrize.register_parametrization(layer, "weight", quantizer.train(layer.training), unsafe=True)
+
+
+def settle_learned(model: nn.Module) -> None:
+    """Replace learned quantizers by fixed ones with the same result, bit for bit.
+
+    The learned layers' latent weights become the quantized ones: a code times a step size is its own quantization.
+    """
+    learned, fixed = learned_quantizers(model), quantizers(model)
+    layers = quantizable_layers(model)
+    tables = scale_tables(model)
+    widths = {name: quantizer.bits.cpu().numpy().copy() for name, quantizer in fixed.items()}
+    for name, quantizer in learned.items():
+        tables[name] = quantizer.table(weight_parameter(layers[name]))
+        widths[name] = quantizer.bits().cpu().numpy()
+    granularity = next(iter(learned.values())).granularity if learned else bitmap_of(model).granularity
+    for name, layer in layers.items():
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=name in learned)
+    bitmap = BitMap(granularity, {name: widths[name] for name in layers})
+    quantize_model(model, bitmap, scale="lsq", tables=tables)
 
 
 def quantizers(model: nn.Module) -> dict[str, WeightQuantizer]:

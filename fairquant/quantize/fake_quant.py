@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fairquant.errors import UserError
-from fairquant.quantize.rows import Workspace, as_rows, blocks, inner_order, part
+from fairquant.quantize.rows import Workspace, as_rows, blocks, from_rows, inner_order, part
 
 PRUNED, SIGN, UNTOUCHED = 0, 1, 32
 NO_GRID = 0.5
@@ -126,7 +126,7 @@ class _FakeQuantize(torch.autograd.Function):
         for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
             w = rows[block]
             round_to_grid(w, plan.step_size(w, block), plan.widths.block(block), out[block], clips=plan.clips)
-        return _from_rows(out, weight, order)
+        return from_rows(out, weight, order)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -145,15 +145,7 @@ class _FakeQuantize(torch.autograd.Function):
             torch.mul(g, _passes(w, delta, widths, clips=plan.clips), out=passed[block])
             if step_gradient is not None and plan.add_step_gradient is not None:
                 plan.add_step_gradient(g * _step_derivative(w, delta, widths), step_gradient, block)
-        return _from_rows(passed, weight, order), step_gradient, None
-
-
-def _from_rows(rows: Tensor, like: Tensor, order: tuple[int, ...]) -> Tensor:
-    """Undo ``as_rows``: a view of ``rows`` with the shape of ``like``."""
-    inverse = [0] * like.dim()
-    for position, dimension in enumerate((0, *order)):
-        inverse[dimension] = position
-    return rows.view(like.shape[0], *(like.shape[d] for d in order)).permute(inverse)
+        return from_rows(passed, weight, order), step_gradient, None
 
 
 def _passes(weight: Tensor, delta: Tensor, widths: Widths, *, clips: bool) -> Tensor:

@@ -32,6 +32,14 @@ def as_rows(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     return tensor.permute(0, *order).reshape(tensor.shape[0], -1)
 
 
+def from_rows(rows: Tensor, like: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Undo ``as_rows``: a view of ``rows`` with the shape of ``like``."""
+    inverse = [0] * like.dim()
+    for position, dimension in enumerate((0, *order)):
+        inverse[dimension] = position
+    return rows.view(like.shape[0], *(like.shape[d] for d in order)).permute(inverse)
+
+
 def blocks(n_rows: int, n_columns: int, *, on_cpu: bool) -> Iterator[slice]:
     """Yield slices of rows, each of about ``BLOCK`` weights; off the CPU one slice holds everything.
 

@@ -80,6 +80,15 @@ class History:
         """The row of the epoch whose weights were kept."""
         return next((row for row in self.rows if row.epoch == self.best_epoch), None)
 
+    def summary(self) -> dict[str, float | int | None]:
+        """Return the kept epoch and its validation accuracy, overall and of the worst group, in [0, 1]."""
+        best = self.best
+        return {
+            "best_epoch": self.best_epoch,
+            "val_accuracy": None if best is None else best.val_accuracy,
+            "val_worst_group_accuracy": None if best is None else best.val_worst_group_accuracy,
+        }
+
     def write_curve(self, path: str | Path) -> None:
         """Write one csv line per epoch; each group has a column ``val_accuracy <group>``."""
         out = io.StringIO()

@@ -25,6 +25,7 @@ from fairquant.devices import autocast
 from fairquant.errors import DataError, UserError
 from fairquant.train import checkpoint
 from fairquant.train.history import EpochRow, History, describe
+from fairquant.train.hooks import Hooks
 from fairquant.train.predict import predict
 from fairquant.train.schedule import class_weights, make_optimizer, make_scheduler
 
@@ -56,13 +57,14 @@ def fit(
     checkpoint_dir: Path | None = None,
     progress: bool = True,
     log: Callable[[str], None] | None = None,
-    on_epoch_start: Callable[[int], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> History:
     """Train ``model`` in place on the train split and select the epoch on the val split.
 
     The model ends on ``device``, in eval mode, with the weights of the epoch of highest overall validation accuracy
-    (ties: lower validation loss, then the earlier epoch). With ``section.patience`` > 0 training stops after that
-    many epochs without a lower validation loss. ``section.epochs`` 0 leaves the weights as they are.
+    (ties: lower validation loss, then the earlier epoch) among those ``hooks`` allows. With ``section.patience`` > 0
+    training stops after that many of these epochs without a lower validation loss. ``section.epochs`` 0 leaves the
+    weights as they are.
 
     Args:
         model: classifier (B, 3, H, W) -> (B, C); parameters without ``requires_grad`` stay as they are.
@@ -76,7 +78,7 @@ def fit(
             folder of its own named by ``checkpoint.key``; removed at the end. Stages pass ``checkpoint.root()``.
         progress: show a bar when stderr is a terminal.
         log: receives one line per epoch; default: this module's logger.
-        on_epoch_start: called with the epoch's number (from 1) before its first step.
+        hooks: what a mode does at epochs and steps, and which parameters have a learning rate of their own.
 
     Raises:
         UserError: the loss is not finite.
@@ -86,7 +88,7 @@ def fit(
     model.eval()
     if section.epochs == 0:
         return History(groups=tuple(store.group_names))
-    run = _Run(model, store, section, seed, device, precision, terms, checkpoint_dir)
+    run = _Run(model, store, section, seed, device, precision, terms, checkpoint_dir, hooks or Hooks())
     total = section.epochs * run.steps
     devices = [device] if device.type == "cuda" else []
     with (
@@ -95,7 +97,7 @@ def fit(
         tqdm(total=total, initial=run.done * run.steps, unit="batch", disable=None if progress else True) as bar,
     ):
         while not run.finished:
-            row = run.train_epoch(bar, on_epoch_start)
+            row = run.train_epoch(bar)
             (log or LOG.info)(describe(row, section.epochs))
     return run.close()
 
@@ -113,7 +115,9 @@ class _Run:
         precision: str,
         terms: Sequence[LossTerm],
         directory: Path | None,
+        hooks: Hooks,
     ) -> None:
+        self.hooks = hooks
         self.model, self.store, self.section, self.seed = model, store, section, seed
         self.device, self.precision, self.terms = device, precision, terms
         self.train = store.indices("train")
@@ -124,12 +128,13 @@ class _Run:
         self.steps = n_batches(len(self.train), section.batch_size, self.drop_last)
         weights = class_weights(store.labels[self.train], len(store.classes), section.class_weights)
         self.class_weights = None if weights is None else weights.to(device)
-        self.optimizer = make_optimizer(model, section, device)
+        self.optimizer = make_optimizer(model, section, device, learning_rates=hooks.learning_rates())
         self.scheduler = make_scheduler(self.optimizer, section, steps_per_epoch=self.steps)
         self.rows: list[EpochRow] = []
         self.best_epoch = 0
         self.best_state: dict[str, Tensor] = {}
         self.directory = None if directory is None else directory / self._key()
+        hooks.begin(section.epochs, self.steps)
         self._resume()
 
     @property
@@ -142,24 +147,28 @@ class _Run:
         """Whether all epochs are done or the validation loss has stalled for ``patience`` epochs."""
         if self.done == self.section.epochs:
             return True
-        if not self.section.patience or not self.rows:
+        if not self.section.patience or not self._selectable:
             return False
-        lowest = min(self.rows, key=lambda row: row.val_loss).epoch
+        lowest = min(self._selectable, key=lambda row: row.val_loss).epoch
         return self.done - lowest >= self.section.patience
 
-    def train_epoch(self, bar: tqdm[Any], on_epoch_start: Callable[[int], None] | None) -> EpochRow:
+    @property
+    def _selectable(self) -> list[EpochRow]:
+        """Finished epochs whose weights may be kept."""
+        return [row for row in self.rows if self.hooks.selectable(row.epoch)]
+
+    def train_epoch(self, bar: tqdm[Any]) -> EpochRow:
         """Train one epoch, validate, keep the weights if they are the best, save a checkpoint."""
         epoch = self.done + 1
         torch_seed, shuffle_seed = np.random.SeedSequence([self.seed, epoch]).generate_state(2).tolist()
         torch.manual_seed(torch_seed)
         self.model.train()
-        if on_epoch_start is not None:
-            on_epoch_start(epoch)
+        self.hooks.epoch_start(epoch)
         lr = float(self.optimizer.param_groups[0]["lr"])
         train_loss = self._train_batches(epoch, shuffle_seed, bar)
         row = self._validate(epoch, lr, train_loss)
         self.rows.append(row)
-        if row is max(self.rows, key=lambda row: (row.val_accuracy, -row.val_loss)):
+        if row is max(self._selectable, key=lambda row: (row.val_accuracy, -row.val_loss), default=None):
             self.best_epoch = epoch
             self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         if self.directory is not None and not self.finished:
@@ -180,6 +189,7 @@ class _Run:
         )
         for batch in batches:
             losses.append(self._step(batch))
+            self.hooks.after_step((epoch - 1) * self.steps + len(losses))
             sizes.append(len(batch.indices))
             bar.update()
             if len(losses) % CHECK_EVERY == 0:
@@ -226,6 +236,7 @@ class _Run:
             "rows": [row.to_dict() for row in self.rows],
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
+            "hooks": dict(self.hooks.state()),
         }
 
     def _resume(self) -> None:
@@ -239,6 +250,7 @@ class _Run:
         self.rows = [EpochRow(**row) for row in state["rows"]]
         self.best_epoch = state["best_epoch"]
         self.best_state = state["best_state"]
+        self.hooks.load_state(state["hooks"])
         LOG.info("resuming after epoch %d of %d", self.done, self.section.epochs)
 
     def close(self) -> History:

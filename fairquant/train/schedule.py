@@ -8,6 +8,9 @@ At step t of T (counted over all epochs, t from 0):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,15 +21,27 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 from fairquant.config.schema import TrainSection
 
 
-def make_optimizer(model: nn.Module, section: TrainSection, device: torch.device) -> Optimizer:
+def make_optimizer(
+    model: nn.Module,
+    section: TrainSection,
+    device: torch.device,
+    *,
+    learning_rates: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
+) -> Optimizer:
     """Return AdamW over the trainable parameters; weight decay acts on kernels and matrices only.
 
     Parameters with one value per output channel or fewer (biases, norms, learned quantization scales) do not decay.
+    ``learning_rates`` are groups of parameters with a rate of their own; these do not decay either.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    apart = {id(p) for parameters, _ in learning_rates for p in parameters}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     decayed = [p for p in trainable if p.ndim > 1 and p.numel() > p.shape[0]]
     others = [p for p in trainable if not (p.ndim > 1 and p.numel() > p.shape[0])]
-    groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": section.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        *({"params": list(own), "lr": lr, "weight_decay": 0.0} for own, lr in learning_rates),
+    ]
     fused = device.type in {"cpu", "cuda"}
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.lr, fused=fused)
 

@@ -14,12 +14,14 @@ from torch import nn
 
 from fairquant import plugins
 from fairquant.allocate.bitmap import BitMap
+from fairquant.config.load import parse_config
 from fairquant.config.schema import ProtectSection, QuantizeSection
 from fairquant.data.store import Store
-from fairquant.errors import ConfigError
+from fairquant.errors import ConfigError, UserError
 from fairquant.modes import QuantizeJob, with_start
-from fairquant.quantize import attach
+from fairquant.modes._ranking import UnitRanking
 from fairquant.quantize.attach import bitmap_of, latent_weights, quantizers, scale_tables
+from fairquant.train import loop, refresh
 
 MODES = plugins.names("mode")
 CPU = torch.device("cpu")
@@ -59,6 +61,7 @@ def make_job(store: Store) -> Callable[..., QuantizeJob]:
             "precision": "fp32",
             "protect": ProtectSection(),
             "roles": {"first": "0", "last": "4", "classifier": "4"},
+            "ranking": UnitRanking(parse_config({"importance": {"batch_size": 16}}), store, CPU),
         }
         return QuantizeJob(**(values | {key: value for key, value in changes.items() if key in fields}))
 
@@ -73,7 +76,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def test_the_plugins():
-    assert MODES == ("fair_static", "fair_static_qat", "none", "uniform")
+    assert MODES == ("baq_learnable", "fair_static", "fair_static_qat", "iterative_qat", "none", "uniform")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -99,7 +102,9 @@ class TestContract:
     def test_every_scale(self, mode, scale, make_job):
         result = plugins.load("mode", mode).quantize(make_job(scale=scale, epochs=1))
         assert torch.isfinite(logits(result.model)).all()
-        assert {quantizer.method for quantizer in quantizers(result.model).values()} == {scale}
+        learned = mode in {"baq_learnable", "iterative_qat"}  # their step sizes are kept, not measured anew
+        methods = {quantizer.method for quantizer in quantizers(result.model).values()}
+        assert methods == {"lsq" if learned else scale}
 
 
 def test_none_is_the_full_precision_model(make_job):
@@ -175,11 +180,11 @@ class TestFairStaticQat:
                 raise Killed
 
         calls: list[int] = []
-        original = attach.refresh_scales
-        monkeypatch.setattr(attach, "refresh_scales", lambda model: (kill(model), original(model)))
+        original = refresh.refresh_scales
+        monkeypatch.setattr(refresh, "refresh_scales", lambda model: (kill(model), original(model)))
         with pytest.raises(Killed):
             self.quantize(make_job(scale=scale, epochs=3, checkpoint_dir=tmp_path / "resume"))
-        monkeypatch.setattr(attach, "refresh_scales", original)
+        monkeypatch.setattr(refresh, "refresh_scales", original)
         resumed = self.quantize(make_job(scale=scale, epochs=3, checkpoint_dir=tmp_path / "resume"))
         assert resumed.history == expected.history
         assert torch.equal(logits(resumed.model), logits(expected.model))
@@ -191,3 +196,106 @@ class TestFairStaticQat:
         second = plugins.load("mode", "fair_static").quantize(make_job(bits=other)).model.state_dict()
         assert first.keys() == second.keys()
         assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def killed_at(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training loop stop before its so-manieth epoch, counted over all runs."""
+    calls: list[int] = []
+    original = loop._Run.train_epoch
+
+    def train(self: loop._Run, bar: object) -> object:
+        calls.append(1)
+        if len(calls) == epoch:
+            raise Killed
+        return original(self, bar)
+
+    monkeypatch.setattr(loop._Run, "train_epoch", train)
+
+
+class Killed(Exception):
+    """Stands in for a kill."""
+
+
+class TestBaqLearnable:
+    quantize = staticmethod(plugins.load("mode", "baq_learnable").quantize)
+
+    def test_lands_on_the_target_with_the_protected_left_alone(self, make_job):
+        job = make_job(
+            epochs=6,
+            baq={"target_bits": 4.0, "logit_lr": 0.2},
+            protect=ProtectSection(layers=("classifier",), bits=8),
+            bits=BitMap("per_channel", {"0": np.array([2, 4, 8, 2, 4, 8], np.uint8), "4": np.array([8, 8], np.uint8)}),
+        )
+        bits = bitmap_of(self.quantize(job).model)
+        assert bits.layers["4"].tolist() == [8, 8]
+        assert bits.layers["0"].sum() == 24
+
+    def test_refuses_widths_outside_the_range(self, make_job):
+        bits = BitMap("per_channel", {"0": np.full(6, 2, np.uint8), "4": np.full(2, 16, np.uint8)})
+        with pytest.raises(UserError, match="^layer 4: bit-width: got 16; allowed: from bit_min 2 to bit_max 8$"):
+            self.quantize(make_job(bits=bits))
+
+    def test_a_killed_run_resumes_bit_for_bit(self, make_job, tmp_path, monkeypatch):
+        expected = self.quantize(make_job(epochs=4))
+        with monkeypatch.context() as patch:
+            killed_at(3, patch)
+            with pytest.raises(Killed):
+                self.quantize(make_job(epochs=4, checkpoint_dir=tmp_path / "resume"))
+        resumed = self.quantize(make_job(epochs=4, checkpoint_dir=tmp_path / "resume"))
+        assert resumed.history == expected.history
+        assert torch.equal(logits(resumed.model), logits(expected.model))
+
+
+class TestIterativeQat:
+    quantize = staticmethod(plugins.load("mode", "iterative_qat").quantize)
+
+    def test_ends_at_the_asked_mix(self, make_job):
+        job = make_job(epochs=3, iterative={"rounds": 3})
+        result = self.quantize(job)
+        assert [row.epoch for row in result.history.rows] == [1, 2, 3] and result.history.best_epoch == 3
+        got = bitmap_of(result.model).layers
+        assert sorted(got["0"].tolist() + got["4"].tolist()) == [2, 2, 4, 4, 4, 8, 8, 8]
+
+    def test_importance_is_measured_on_the_current_model(self, make_job):
+        seen = []
+        job = make_job(epochs=2, iterative={"rounds": 2})
+
+        class Spy:
+            key = job.ranking.key
+
+            def __call__(self, model, shapes):
+                seen.append({name: model.get_submodule(name).weight.detach().clone() for name in shapes})
+                return job.ranking(model, shapes)
+
+        self.quantize(dataclasses.replace(job, ranking=Spy()))
+        assert len(seen) == 2 and not torch.equal(seen[0]["0"], seen[1]["0"])
+
+    def test_protected_layers_keep_their_width(self, make_job):
+        bits = BitMap("per_channel", {"0": np.array([2, 4, 8, 2, 4, 8], np.uint8), "4": np.array([16, 16], np.uint8)})
+        job = make_job(bits=bits, epochs=2, protect=ProtectSection(layers=("last",), bits=16))
+        assert bitmap_of(self.quantize(job).model).layers["4"].tolist() == [16, 16]
+
+    def test_the_fairness_loss_counts(self, make_job):
+        losses = [self.quantize(make_job(fairness_weight=w)).history.rows[0].train_loss for w in (0.0, 2.0)]
+        assert losses[1] > losses[0]
+
+    @pytest.mark.parametrize("epoch", [2, 3, 4])
+    def test_a_killed_run_resumes_bit_for_bit(self, epoch, make_job, tmp_path, monkeypatch):
+        options = {"epochs": 4, "iterative": {"rounds": 2}}
+        expected = self.quantize(make_job(**options))
+        with monkeypatch.context() as patch:
+            killed_at(epoch, patch)
+            with pytest.raises(Killed):
+                self.quantize(make_job(**options, checkpoint_dir=tmp_path / "resume"))
+        trained = []
+        original = loop._Run.train_epoch
+        monkeypatch.setattr(loop._Run, "train_epoch", lambda run, bar: (trained.append(1), original(run, bar))[1])
+        resumed = self.quantize(make_job(**options, checkpoint_dir=tmp_path / "resume"))
+        assert len(trained) == 4 - (epoch - 1)
+        assert resumed.history == expected.history
+        assert torch.equal(logits(resumed.model), logits(expected.model))
+        assert not list((tmp_path / "resume").rglob("*.pt"))
+
+    def test_a_job_without_ranking_is_refused(self, make_job):
+        with pytest.raises(UserError, match="without ranking"):
+            self.quantize(make_job(ranking=None))

@@ -11,6 +11,7 @@ from torch import nn
 
 from fairquant.config.schema import TrainSection
 from fairquant.data.store import Store
+from fairquant.train.hooks import Hooks
 
 CPU = torch.device("cpu")
 
@@ -22,9 +23,26 @@ def store(make_store: Callable[..., Store], tmp_path: Path) -> Store:
 
 
 @pytest.fixture
+def at_epoch() -> type[EpochHook]:
+    """Return hooks that call a function at the start of each epoch."""
+    return EpochHook
+
+
+@pytest.fixture
 def network() -> Callable[[], nn.Module]:
     """Return a factory of equal networks with batch norm and dropout."""
     return make_network
+
+
+class EpochHook(Hooks):
+    """Calls a function with the number of each epoch before it starts."""
+
+    def __init__(self, function: Callable[[int], object] | None) -> None:
+        self.function = function
+
+    def epoch_start(self, epoch: int) -> None:
+        if self.function is not None:
+            self.function(epoch)
 
 
 def make_network(seed: int = 0) -> nn.Module:

@@ -14,9 +14,11 @@ from fairquant.data.batches import iterate
 from fairquant.errors import DataError, UserError
 from fairquant.train import loop
 from fairquant.train.history import EpochRow
+from fairquant.train.hooks import Hooks
 from fairquant.train.loop import LossTerm, fit
 from fairquant.train.losses import gap, none
 from fairquant.train.predict import predict
+from fairquant.train.schedule import make_optimizer, make_scheduler
 
 CPU = torch.device("cpu")
 
@@ -110,7 +112,7 @@ def scripted(monkeypatch, numbers):
     monkeypatch.setattr(loop._Run, "_validate", measure)
 
 
-def test_best_epoch_is_kept_ties_go_to_the_lower_loss(network, store, section, monkeypatch):
+def test_best_epoch_is_kept_ties_go_to_the_lower_loss(network, store, section, monkeypatch, at_epoch):
     states = []
     scripted(monkeypatch, [(0.5, 0.9), (0.8, 0.6), (0.8, 0.5), (0.8, 0.5), (0.7, 0.1)])
     model = network()
@@ -118,7 +120,7 @@ def test_best_epoch_is_kept_ties_go_to_the_lower_loss(network, store, section, m
     def remember(epoch):
         states.append(copy.deepcopy(model.state_dict()))
 
-    history = fit(model, store, section=section(epochs=5), seed=0, device=CPU, on_epoch_start=remember)
+    history = fit(model, store, section=section(epochs=5), seed=0, device=CPU, hooks=at_epoch(remember))
     assert history.best_epoch == 3
     assert len(history.rows) == 5
     after_epoch_3 = states[3]
@@ -142,12 +144,56 @@ def test_zero_epochs_leave_the_weights(network, store, section):
     assert history.groups == store.group_names
 
 
-def test_hook_and_log_see_every_epoch(network, store, section):
+def test_hook_and_log_see_every_epoch(network, store, section, at_epoch):
     epochs, lines = [], []
-    _, history = run(network, store, section(epochs=2), on_epoch_start=epochs.append, log=lines.append)
+    _, history = run(network, store, section(epochs=2), hooks=at_epoch(epochs.append), log=lines.append)
     assert epochs == [1, 2]
     assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert history.rows[0].lr == 0.01
+
+
+class Recorder(Hooks):
+    """Notes what the loop tells; only epochs after the second may be kept."""
+
+    def __init__(self):
+        self.steps, self.begun = [], None
+
+    def begin(self, epochs, steps_per_epoch):
+        self.begun = (epochs, steps_per_epoch)
+
+    def after_step(self, step):
+        self.steps.append(step)
+
+    def selectable(self, epoch):
+        return epoch > 2
+
+
+def test_hooks_are_told_the_length_and_every_step(network, store, section):
+    recorder = Recorder()
+    run(network, store, section(epochs=3), hooks=recorder)
+    assert recorder.begun == (3, 3)
+    assert recorder.steps == list(range(1, 10))
+
+
+def test_only_selectable_epochs_are_kept_and_counted_by_patience(network, store, section, monkeypatch):
+    scripted(monkeypatch, [(0.9, 0.1), (0.9, 0.1), (0.5, 0.9), (0.6, 0.9), (0.5, 0.9)])
+    _, history = run(network, store, section(epochs=5, patience=2), hooks=Recorder())
+    assert history.best_epoch == 4
+    assert len(history.rows) == 5
+
+
+def test_own_learning_rates_follow_the_schedule_and_do_not_decay(network, section):
+    model = network()
+    section = section(lr=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(model, section, CPU, learning_rates=[([model[0].weight], 2.0)])
+    own = optimizer.param_groups[-1]
+    assert (own["lr"], own["weight_decay"], own["params"]) == (2.0, 0.0, [model[0].weight])
+    others = [id(p) for group in optimizer.param_groups[:-1] for p in group["params"]]
+    assert id(model[0].weight) not in others and len(others) == len(list(model.parameters())) - 1
+    scheduler = make_scheduler(optimizer, section, steps_per_epoch=1)
+    optimizer.step()
+    scheduler.step()
+    assert own["lr"] / optimizer.param_groups[0]["lr"] == pytest.approx(20)
 
 
 @pytest.mark.parametrize(("extra", "steps"), [(0, 3), (1, 3), (2, 4)])

@@ -21,6 +21,7 @@ from fairquant.config.schema import TrainSection
 from fairquant.data.store import Store
 from fairquant.quantize.attach import quantize_model
 from fairquant.train import checkpoint, loop
+from fairquant.train.hooks import Hooks
 from fairquant.train.loop import LossTerm, fit
 from fairquant.train.losses import gap
 
@@ -33,6 +34,17 @@ def make_network():
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(54, 2)
     )
+
+
+class EpochHook(Hooks):
+    """Calls a function with the number of each epoch before it starts."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def epoch_start(self, epoch):
+        if self.function is not None:
+            self.function(epoch)
 
 
 SCRIPT = """
@@ -56,7 +68,7 @@ def train_to_files(store_path, folder, on_epoch_start=None):
         device=CPU,
         terms=[LossTerm(0.5, gap.loss)],
         checkpoint_dir=folder / "resume",
-        on_epoch_start=on_epoch_start,
+        hooks=EpochHook(on_epoch_start),
     )
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
     history.write_curve(folder / "curve.csv")
@@ -92,7 +104,7 @@ def interrupted(model, store, section, folder, epoch):
             raise Stop
 
     with pytest.raises(Stop):
-        fit(model, store, section=section, seed=0, device=CPU, checkpoint_dir=folder, on_epoch_start=stop)
+        fit(model, store, section=section, seed=0, device=CPU, checkpoint_dir=folder, hooks=EpochHook(stop))
 
 
 def weights(model):
@@ -118,7 +130,7 @@ def test_resume_is_exact_and_really_resumes(network, store, section, tmp_path, c
         seed=0,
         device=CPU,
         checkpoint_dir=tmp_path / "r",
-        on_epoch_start=started.append,
+        hooks=EpochHook(started.append),
     )
     assert started == list(range(epoch, 4))
     assert history == expected
@@ -153,7 +165,7 @@ def test_another_run_does_not_pick_the_checkpoint_up(network, store, section, tm
         device=CPU,
         terms=change.get("terms", ()),
         checkpoint_dir=tmp_path / "r",
-        on_epoch_start=started.append,
+        hooks=EpochHook(started.append),
     )
     assert started == [1, 2, 3]
     assert len(list((tmp_path / "r").rglob("*.pt"))) == 1
@@ -172,7 +184,7 @@ def test_unreadable_checkpoint_starts_over_with_a_warning(network, store, sectio
             seed=0,
             device=CPU,
             checkpoint_dir=tmp_path / "r",
-            on_epoch_start=started.append,
+            hooks=EpochHook(started.append),
         )
     assert started == [1, 2, 3]
     assert "unreadable checkpoint, training starts over" in caplog.text

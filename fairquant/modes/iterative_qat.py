@@ -1,0 +1,51 @@
+"""iterative_qat: units are frozen at their widths in rounds, least important first (FairQuant, arXiv 2602.23192).
+
+In each of n rounds the importance of the units still open is measured on the current model, the least important of
+them are quantized and frozen for good, and the rest is trained on in full precision with CE + λ · fairness loss, so
+that it makes up for what was frozen (incremental network quantization, Zhou et al. 2017, arXiv 1702.03044). The mix of
+widths is the assigned one; which unit gets which of them is decided by the importance at the time it is frozen. After
+the last round everything is frozen, and its epochs train what is never quantized: biases and normalisation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fairquant.modes._job import QuantizeJob, QuantizeResult
+
+if TYPE_CHECKING:
+    from fairquant.modes._rounds import Rounds
+
+
+def quantize(job: QuantizeJob) -> QuantizeResult:
+    """Freeze and train in rounds; the epochs are shared among them, the later ones getting what is left over.
+
+    Raises ``ConfigError`` for a protection that matches no layer.
+    """
+    from fairquant.modes._rounds import Rounds, epochs_of_rounds
+    from fairquant.quantize.frozen import settle_frozen
+
+    rounds = Rounds(job)
+    for epochs in epochs_of_rounds(job.training.epochs, job.section.iterative.rounds)[rounds.done :]:
+        _freeze_and_train(job, rounds, epochs)
+    settle_frozen(job.model, job.bits.granularity)
+    rounds.close()
+    return QuantizeResult(job.model.eval(), rounds.history())
+
+
+def _freeze_and_train(job: QuantizeJob, rounds: Rounds, epochs: int) -> None:
+    from fairquant.modes._fairness import fairness_terms
+    from fairquant.train.loop import fit
+
+    rounds.freeze()
+    history = fit(
+        job.model,
+        job.store,
+        section=job.section.model_copy(update={"epochs": epochs}),
+        seed=job.seed,
+        device=job.device,
+        precision=job.precision,
+        terms=fairness_terms(job.section),
+        checkpoint_dir=job.checkpoint_dir,
+    )
+    rounds.finish(history)

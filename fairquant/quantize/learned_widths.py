@@ -1,0 +1,221 @@
+r"""Learnable bit-widths (BAQ): fake quantization whose gradient reaches the widths and the dead zone.
+
+A unit (out channel, or layer) holds two logits. With the squash s(l) = clip(1.2 σ(l) − 0.1, 0, 1), which attains both
+ends at finite logits (the stretched sigmoid of Louizos, Welling & Kingma 2018, arXiv 1712.01312):
+
+    b = b_min + (b_max − b_min) · s(b_logit)      used as b̂ = round(b), straight-through
+    M = 2^(b̂−1) − 1                               codes are −M … M
+    ρ = 2 · s(d_logit),  d = ρ · Δ                the dead zone |w| < d/2 becomes 0; ρ = 1 is plain rounding
+    Δ = (max|w| − d/2) / M = max|w| / (M + ρ/2)   step size (Wørgaard & Selvan 2026, arXiv 2602.23192)
+    ŵ = Δ · sign(w) · min(⌈(|w| − d/2) / Δ⌉, M)   cells of width Δ beyond the dead zone
+
+so that a code times one step size is the weight, as in every other quantizer here. With e = ŵ − w the error and g the
+gradient of the loss with respect to ŵ, the straight-through estimates are
+
+    ∂L/∂w = g      ∂L/∂b = −(Σ g·e) · ln 2 · (M + 1) / (M + ρ/2)
+    ∂L/∂ρ = −(Σ g·sign w) · Δ/2 − (Σ g·e) / (2 (M + ρ/2))
+
+Σ g·e is the derivative of the loss along the unit's own quantization error: to second order g·e = g(w)·e + eᵀHe, what
+the error costs. A unit whose error costs the task or a group much asks for bits; one whose error costs nothing lets
+them go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairquant.allocate.bitmap import Granularity
+from fairquant.errors import UserError
+from fairquant.quantize.rows import Workspace, as_rows, blocks, from_rows, inner_order, part
+
+STRETCH = 0.1
+"""How far the squash reaches beyond 0 and 1 before it is clipped."""
+ENDS = (math.log(STRETCH / (1 + STRETCH)), math.log((1 + STRETCH) / STRETCH))
+"""The logits at which the squash is exactly 0 and 1."""
+LARGEST_DEAD_ZONE = 2.0
+"""In steps; half of it is plain rounding."""
+
+
+def squash(logit: Tensor) -> Tensor:
+    """Return s(logit) in [0, 1]; the gradient stays alive at both ends, so that a unit can come back from there.
+
+    >>> [round(share, 6) for share in squash(unsquash(torch.tensor([0.0, 0.25, 1.0]))).tolist()]
+    [0.0, 0.25, 1.0]
+    """
+    stretched = (1 + 2 * STRETCH) * torch.sigmoid(logit) - STRETCH
+    return stretched + (stretched.clamp(0.0, 1.0) - stretched).detach()
+
+
+def squash_slope(logit: Tensor) -> Tensor:
+    """Return ds/dlogit, the gradient that ``squash`` passes on."""
+    sigmoid = torch.sigmoid(logit)
+    return (1 + 2 * STRETCH) * sigmoid * (1 - sigmoid)
+
+
+def unsquash(share: Tensor) -> Tensor:
+    """Return the logit at which ``squash`` is ``share`` in [0, 1]; finite at both ends."""
+    return torch.logit((share + STRETCH) / (1 + 2 * STRETCH))
+
+
+class _LearnedQuantize(torch.autograd.Function):
+    """Block by block, like ``fake_quant``; keeps the weight and its result for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bits: Tensor, dead: Tensor, workspace: Workspace | None) -> Tensor:
+        """Return ŵ; ``bits`` and ``dead`` (ρ) have shape (out | 1,)."""
+        order = inner_order(weight)
+        rows = as_rows(weight, order)
+        grid = _grid(rows, bits, dead)
+        out = torch.empty_like(rows) if workspace is None else workspace.take(rows)
+        shift = (dead.view(-1, 1) - 1) / 2
+        for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
+            w, o, delta, largest = rows[block], out[block], part(grid.delta, block), part(grid.largest, block)
+            torch.div(w, delta, out=o)
+            o.addcmul_(torch.sign(o), part(shift, block), value=-1)
+            torch.clamp(o.round_(), min=-largest, max=largest, out=o)
+            o.mul_(delta)
+        result = from_rows(out, weight, order)
+        ctx.save_for_backward(weight, result, dead, grid.delta, grid.largest)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return the straight-through gradients of the weight, the widths and the dead zone."""
+        weight, result, dead, delta, largest = ctx.saved_tensors
+        order = inner_order(weight)
+        g, w, q = (as_rows(tensor, order) for tensor in (gradient, weight, result))
+        along_error, along_sign = torch.empty(len(w), 1).to(w), torch.empty(len(w), 1).to(w)
+        for block in blocks(*w.shape, on_cpu=weight.is_cpu):
+            error = q[block] - w[block]
+            torch.sum(error.mul_(g[block]), 1, keepdim=True, out=along_error[block])
+            torch.sum(torch.copysign(error.fill_(1.0), w[block], out=error).mul_(g[block]), 1, keepdim=True,
+                      out=along_sign[block])  # fmt: skip
+        if len(delta) == 1:
+            along_error, along_sign = along_error.sum(0, keepdim=True), along_sign.sum(0, keepdim=True)
+        span = largest + dead.view(-1, 1) / 2
+        bits_gradient = -along_error * math.log(2) * (largest + 1) / span
+        dead_gradient = -along_sign * delta / 2 - along_error / (2 * span)
+        return gradient, bits_gradient.view(-1), dead_gradient.view(-1), None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Step sizes Δ and largest codes M, (out | 1, 1)."""
+
+    delta: Tensor
+    largest: Tensor
+
+
+def _grid(rows: Tensor, bits: Tensor, dead: Tensor) -> _Grid:
+    largest = torch.pow(2.0, bits.round().view(-1, 1) - 1) - 1
+    low, high = torch.aminmax(rows, dim=1, keepdim=True)
+    peak = torch.maximum(-low, high)
+    if len(largest) == 1:
+        peak = peak.amax(0, keepdim=True)
+    delta = (peak / (largest + dead.view(-1, 1) / 2)).clamp_min(torch.finfo(rows.dtype).tiny)
+    return _Grid(delta, largest)
+
+
+class LearnedWidthQuantizer(nn.Module):
+    """Parametrization of a weight whose unit widths and dead zones are trained.
+
+    Attributes:
+        b_logit: (out | 1,), behind the width b in [bit_min, bit_max].
+        d_logit: (out | 1,), behind the dead zone ρ in [0, 2] steps.
+    """
+
+    def __init__(self, weight: Tensor, bits: Tensor, *, bit_min: int, bit_max: int) -> None:
+        """Start exactly at ``bits`` (of shape () or (out,), each in [bit_min, bit_max]) and at plain rounding.
+
+        Raises ``UserError`` for a width outside the range.
+        """
+        super().__init__()
+        self.bit_min, self.bit_max = bit_min, bit_max
+        self._per_tensor = bits.dim() == 0
+        start = bits.reshape(-1).to(device=weight.device, dtype=torch.float64)
+        outside = start[(start < bit_min) | (start > bit_max)]
+        if len(outside):
+            raise UserError(f"bit-width: got {int(outside[0])}; allowed: from bit_min {bit_min} to bit_max {bit_max}")
+        self.b_logit = nn.Parameter(self._logit(start).to(weight.dtype))
+        self.d_logit = nn.Parameter(torch.zeros_like(self.b_logit))
+        self._workspace = Workspace()
+
+    @property
+    def granularity(self) -> Granularity:
+        """The granularity of the widths: per_tensor or per_channel."""
+        return "per_tensor" if self._per_tensor else "per_channel"
+
+    @property
+    def widths(self) -> Tensor:
+        """The continuous widths b, (out | 1,), differentiable."""
+        return self.bit_min + (self.bit_max - self.bit_min) * squash(self.b_logit)
+
+    @property
+    def dead_zone(self) -> Tensor:
+        """The dead zone ρ in steps, (out | 1,), differentiable."""
+        return LARGEST_DEAD_ZONE * squash(self.d_logit)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the fake-quantized ``weight`` (out, …)."""
+        workspace = self._workspace if self.training and torch.is_grad_enabled() else None
+        result: Tensor = _LearnedQuantize.apply(weight, self.widths, self.dead_zone, workspace)
+        return result
+
+    @torch.no_grad()
+    def set_widths(self, bits: Tensor) -> None:
+        """Put the logits where the widths are exactly ``bits`` (out | 1,)."""
+        self.b_logit.copy_(self._logit(bits.to(torch.float64)))
+
+    @torch.no_grad()
+    def saving(self) -> Tensor:
+        """Return −Σ_u ∂L/∂b_u from the gradients at hand: what one more bit for every unit would save."""
+        if self.b_logit.grad is None:
+            return self.b_logit.new_zeros(())
+        slope = (self.bit_max - self.bit_min) * squash_slope(self.b_logit)
+        return -(self.b_logit.grad / slope.clamp_min(torch.finfo(slope.dtype).tiny)).sum()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring logits that an optimizer step carried past the ends of the squash back to them."""
+        for logit in (self.b_logit, self.d_logit):
+            logit.clamp_(*ENDS)
+
+    @torch.no_grad()
+    def bits(self) -> Tensor:
+        """Return the widths in use, uint8 of shape () or (out,)."""
+        hard = self.widths.round().to(torch.uint8)
+        return hard[0] if self._per_tensor else hard
+
+    @torch.no_grad()
+    def table(self, weight: Tensor) -> Tensor:
+        """Return the step sizes Δ in use for ``weight``: (out | 1, 1)."""
+        return _grid(as_rows(weight, inner_order(weight)), self.widths, self.dead_zone).delta
+
+    def _logit(self, bits: Tensor) -> Tensor:
+        span = self.bit_max - self.bit_min
+        return unsquash((bits - self.bit_min) / span if span else torch.zeros_like(bits))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the workspace: a copy makes its own."""
+        return self.__dict__ | {"_workspace": Workspace()}
+
+    def extra_repr(self) -> str:
+        """Say how the weight is quantized."""
+        return f"bits in [{self.bit_min}, {self.bit_max}], learned"
+
+
+def learned_quantizers(model: nn.Module) -> dict[str, LearnedWidthQuantizer]:
+    """Return the learned quantizers by layer name, in module order."""
+    return dict(_named(model))
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, LearnedWidthQuantizer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LearnedWidthQuantizer):
+            yield name.removesuffix(".parametrizations.weight.0"), module

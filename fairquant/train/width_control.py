@@ -1,0 +1,151 @@
+r"""Learned widths in the training loop: the price of a bit, the pull to the start, and the landing on a budget.
+
+Objective: CE + λ_f · fairness + R, where R is one of
+
+- budget: R = π · (average width by parameter). In equilibrium every unit's saving per bit equals its price π n_u / N,
+  the optimality condition of the allocation under the budget. π starts at what the first steps' gradients say one more
+  bit everywhere would save (−Σ_u ∂L/∂b_u) and follows the drift of the average: π ← π · exp(κ · drift per step). What
+  is left of the drift is taken back after every step by shifting all widths by one common amount, so that the average
+  runs from the assigned one to the target over the first half of the learning steps and stays there.
+- pull: R = λ_b · Σ_u n_u (b_u − b_u⁰)² / Σ_u n_u, towards the assigned widths (Wørgaard & Selvan 2026).
+
+After ``learn_share`` of the steps the widths are rounded and stay: under the budget with one common shift, so that the
+average meets the target from below; the remaining steps fine-tune the weights at these widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairquant.config.schema import BaqSection
+from fairquant.quantize.learned_widths import learned_quantizers
+from fairquant.quantize.width_budget import round_to_budget
+from fairquant.train.hooks import Hooks
+
+GAIN = 5.0
+"""κ: relative change of the price per bit that the average drifts."""
+ARRIVAL = 0.5
+"""Share of the learning steps after which the average is to be at the target."""
+PRICING_STEPS = 10
+"""Steps whose gradients set the first price; widths do not move in them."""
+PRICE_FLOOR = 0.1
+"""The first price is at least this share of the mean size of what the first steps say: one batch says little."""
+
+
+class WidthControl(Hooks):
+    """Prices bits while the widths of ``model`` are learned, then lands them."""
+
+    def __init__(self, model: nn.Module, sizes: Mapping[str, int], section: BaqSection) -> None:
+        """Take the learned quantizers of ``model``; ``sizes`` are the parameters of one unit of each layer."""
+        self.section = section
+        self.quantizers = learned_quantizers(model)
+        self.sizes = {name: sizes[name] for name in self.quantizers}
+        self.start = {name: q.widths.detach().clone() for name, q in self.quantizers.items()}
+        self.total = sum(self.sizes[name] * len(width) for name, width in self.start.items())
+        self.assigned = float(self.average())
+        self.target = self.assigned if section.target_bits is None else section.target_bits
+        self.price = self.average().new_zeros(())
+        self.savings: list[Tensor] = []
+        self.step = self.last_learning_step = self.steps_per_epoch = 0
+
+    @torch.no_grad()
+    def average(self) -> Tensor:
+        """Return the average by parameter of the whole widths in use, a scalar on the model's device."""
+        bits = [self.sizes[name] * q.widths.round().sum() for name, q in self.quantizers.items()]
+        return torch.stack(bits).sum() / self.total
+
+    def term(self, logits: Tensor, labels: Tensor, groups: Tensor, n_groups: int) -> Tensor:
+        """Return R, a loss term of weight 1."""
+        if self._landed:
+            return logits.new_zeros(())
+        if self.section.regularizer == "pull":
+            distances = [
+                self.sizes[name] * (q.widths - self.start[name]).square().sum() for name, q in self.quantizers.items()
+            ]
+            return self.section.bits_weight * torch.stack(distances).sum() / self.total
+        widths = [self.sizes[name] * q.widths.sum() for name, q in self.quantizers.items()]
+        return self.price * torch.stack(widths).sum() / self.total
+
+    def begin(self, epochs: int, steps_per_epoch: int) -> None:
+        """Fix the step at which the widths land."""
+        self.steps_per_epoch = steps_per_epoch
+        self.last_learning_step = max(1, round(self.section.learn_share * epochs * steps_per_epoch))
+
+    def learning_rates(self) -> Sequence[tuple[Sequence[nn.Parameter], float]]:
+        """Return the logits with their own rate."""
+        logits = [logit for q in self.quantizers.values() for logit in (q.b_logit, q.d_logit)]
+        return [(logits, self.section.logit_lr)]
+
+    def after_step(self, step: int) -> None:
+        """Keep the logits in range, follow the price, land when it is time."""
+        self.step = step
+        for quantizer in self.quantizers.values():
+            quantizer.project()
+        if step > self.last_learning_step:
+            return
+        if self.section.regularizer == "budget":
+            self._reprice(step)
+        if step == self.last_learning_step:
+            self._land()
+
+    def selectable(self, epoch: int) -> bool:
+        """Only weights trained at the landed widths are kept."""
+        return epoch * self.steps_per_epoch >= self.last_learning_step
+
+    def state(self) -> Mapping[str, Any]:
+        """Return price, step and the first steps' savings."""
+        return {"price": self.price.item(), "step": self.step, "savings": [saving.item() for saving in self.savings]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up price and step; landed widths stay landed."""
+        self.price.fill_(state["price"])
+        self.step = int(state["step"])
+        self.savings = [self.price.new_tensor(saving) for saving in state["savings"]]
+        if self._landed:
+            self._hold()
+
+    @property
+    def _landed(self) -> bool:
+        return self.step >= self.last_learning_step
+
+    @torch.no_grad()
+    def _reprice(self, step: int) -> None:
+        if step <= PRICING_STEPS:
+            self.savings.append(torch.stack([q.saving() for q in self.quantizers.values()]).sum())
+            for name, quantizer in self.quantizers.items():
+                quantizer.set_widths(self.start[name])
+            savings = torch.stack(self.savings)
+            self.price = torch.maximum(savings.mean(), PRICE_FLOOR * savings.abs().mean())
+            return
+        reached = min(1.0, step / max(1.0, ARRIVAL * self.last_learning_step))
+        wanted = self.assigned + reached * (self.target - self.assigned)
+        drift = self._soft_average() - wanted
+        self.price = self.price * torch.exp(GAIN * drift)
+        for quantizer in self.quantizers.values():
+            quantizer.set_widths((quantizer.widths - drift).clamp(self.section.bit_min, self.section.bit_max))
+
+    def _soft_average(self) -> Tensor:
+        return torch.stack([self.sizes[n] * q.widths.sum() for n, q in self.quantizers.items()]).sum() / self.total
+
+    @torch.no_grad()
+    def _land(self) -> None:
+        """Round the widths for good; under a budget, to its target."""
+        names = list(self.quantizers)
+        soft = [self.quantizers[name].widths.double().cpu().numpy() for name in names]
+        whole = np.rint(np.concatenate(soft)).astype(np.int64)
+        if self.section.regularizer == "budget":
+            sizes = np.repeat([self.sizes[name] for name in names], [len(part) for part in soft])
+            low, high = self.section.bit_min, self.section.bit_max
+            whole = round_to_budget(np.concatenate(soft), sizes, target=self.target, bit_min=low, bit_max=high)
+        for name, part in zip(names, np.split(whole, np.cumsum([len(part) for part in soft])[:-1]), strict=True):
+            self.quantizers[name].set_widths(torch.from_numpy(part))
+        self._hold()
+
+    def _hold(self) -> None:
+        for quantizer in self.quantizers.values():
+            quantizer.b_logit.requires_grad_(False)

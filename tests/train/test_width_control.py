@@ -1,0 +1,147 @@
+"""Widths that learn: they move, they land on the budget, they follow what the losses say, and a resumed run repeats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fairquant.allocate.bitmap import BitMap
+from fairquant.config.schema import BaqSection
+from fairquant.quantize.attach import attach_learned, bitmap_of, settle_learned
+from fairquant.quantize.learned_widths import learned_quantizers
+from fairquant.train import checkpoint
+from fairquant.train.loop import LossTerm, fit
+from fairquant.train.losses import gap
+from fairquant.train.width_control import PRICING_STEPS, WidthControl
+
+CPU = torch.device("cpu")
+SIZES = {"0": 27, "5": 54}
+START = {"0": np.array([2, 4, 8, 2, 4, 8], np.uint8), "5": np.array([4, 8], np.uint8)}
+SHAPES = {"0": (6, 3, 3, 3), "5": (2, 54)}
+
+
+def prepared(network, **baq):
+    model = network()
+    attach_learned(model, BitMap("per_channel", START), held=set(), bit_min=2, bit_max=8)
+    return model, WidthControl(model, SIZES, BaqSection(**({"logit_lr": 0.1} | baq)))
+
+
+def train(model, store, section, control, **more):
+    terms = [LossTerm(1.0, gap.loss), LossTerm(1.0, control.term)]
+    return fit(model, store, section=section, seed=0, device=CPU, terms=terms, hooks=control, **more)
+
+
+def average(model) -> float:
+    settle_learned(model)
+    return bitmap_of(model).average(SHAPES)
+
+
+def test_widths_move_and_land_on_the_target(network, store, section):
+    model, control = prepared(network, target_bits=5.0)
+    history = train(model, store, section(epochs=40), control)
+    assert all(not q.b_logit.requires_grad for q in learned_quantizers(model).values())
+    now = np.concatenate([q.bits().numpy() for q in learned_quantizers(model).values()])
+    assert (now != np.concatenate(list(START.values()))).mean() >= 0.2
+    got = average(model)
+    assert got <= 5.0 and (5.0 - got) * 270 < 54  # 270 parameters, the largest unit has 54
+    assert history.best_epoch >= 28  # the widths land after 70 % of the steps; only later epochs are kept
+
+
+def test_the_default_target_is_the_assigned_average(network):
+    assert prepared(network)[1].target == pytest.approx(BitMap("per_channel", START).average(SHAPES))
+
+
+def test_the_first_price_is_what_the_gradients_say(network):
+    model, control = prepared(network)
+    control.begin(1, 100)
+    images, labels = torch.randn(32, 3, 8, 8), torch.randint(0, 2, (32,))
+    savings = []
+    for step in range(1, PRICING_STEPS + 1):
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        (loss + control.term(model(images), labels, labels, 2)).backward()
+        savings.append(sum(q.saving().item() for q in learned_quantizers(model).values()))
+        control.after_step(step)
+    assert savings[0] != 0
+    expected = max(np.mean(savings), 0.1 * np.mean(np.abs(savings)))
+    assert control.price.item() == pytest.approx(expected, rel=1e-4)
+    before = control.price.item()
+    learned_quantizers(model)["5"].set_widths(torch.tensor([8, 8]))
+    control.after_step(PRICING_STEPS + 1)
+    assert control.price.item() > before  # above the target: bits get dearer
+
+
+def test_the_price_lowers_widths_that_save_nothing(network):
+    """With no task loss at all the price alone acts: every width falls."""
+    model, control = prepared(network)
+    control.begin(1, 1000)
+    control.step, control.price = PRICING_STEPS, torch.tensor(1.0)
+    control.term(torch.zeros(2, 2), torch.zeros(2), torch.zeros(2), 2).backward()
+    for quantizer in learned_quantizers(model).values():
+        assert (quantizer.b_logit.grad > 0).all()
+    total = sum((q.b_logit.grad / (6 * 0.3)).sum() for q in learned_quantizers(model).values())
+    assert 0 < total.item() <= 1.0  # Σ n_u / N is 1, slopes are at most 0.3
+
+
+def test_the_pull_brings_widths_back(network):
+    model, control = prepared(network, regularizer="pull", bits_weight=2.0)
+    control.begin(1, 10)
+    zeros = torch.zeros(2, 2)
+    assert control.term(zeros, zeros[0], zeros[0], 2).item() == 0
+    module = learned_quantizers(model)["5"]
+    module.set_widths(torch.tensor([6, 8]))
+    assert control.term(zeros, zeros[0], zeros[0], 2).item() == pytest.approx(2.0 * 54 * 2**2 / 270, rel=1e-4)
+
+
+def test_the_pull_lands_on_whole_widths(network, store, section):
+    model, control = prepared(network, regularizer="pull")
+    train(model, store, section(epochs=2), control)
+    for quantizer in learned_quantizers(model).values():
+        torch.testing.assert_close(quantizer.widths, quantizer.widths.round(), atol=1e-5, rtol=0)
+
+
+def test_bits_go_where_the_error_costs():
+    """Two channels of equal size, one behind a gain of 10: its error costs 100 times as much, so it gets the bits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 8, bias=False))
+    teacher, gains = model[0].weight.detach().clone(), torch.tensor([10.0] * 4 + [1.0] * 4)
+    attach_learned(model, BitMap("per_channel", {"0": np.full(8, 4, np.uint8)}), held=set(), bit_min=2, bit_max=8)
+    control = WidthControl(model, {"0": 64}, BaqSection(logit_lr=0.05))
+    control.begin(1, 300)
+    ((logits, lr),) = control.learning_rates()
+    optimizer = torch.optim.Adam(list(logits), lr=lr)
+    for step in range(1, 301):
+        images = torch.randn(32, 64)
+        optimizer.zero_grad()
+        error = (gains * (model(images) - images @ teacher.T)).square().mean()
+        (error + control.term(images, images[0], images[0], 2)).backward()
+        optimizer.step()
+        control.after_step(step)
+    widths = learned_quantizers(model)["0"].bits().tolist()
+    assert sum(widths) == 8 * 4
+    # the optimum is log2(10) = 3.3 bits apart: error ~ gain² 4^(-b)
+    assert 2 <= np.mean(widths[:4]) - np.mean(widths[4:]) <= 4.5
+
+
+@pytest.mark.parametrize("epoch", [2, 4])
+def test_resume_is_exact_before_and_after_landing(network, store, section, tmp_path, epoch, at_epoch):
+    class Stop(Exception):
+        pass
+
+    def stop(number):
+        if number == epoch:
+            raise Stop
+
+    whole, control = prepared(network)
+    expected = train(whole, store, section(epochs=5), control)
+    killed, control = prepared(network)
+    control.epoch_start = stop
+    with pytest.raises(Stop):
+        train(killed, store, section(epochs=5), control, checkpoint_dir=tmp_path / "r")
+    assert len(list((tmp_path / "r").rglob(checkpoint.FILE))) == 1
+    resumed, control = prepared(network)
+    assert train(resumed, store, section(epochs=5), control, checkpoint_dir=tmp_path / "r") == expected
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
