@@ -11,7 +11,7 @@ UV := set -e; uv_env=$$($(BIN)/python scripts/uv_env.py); eval "$$uv_env"; expor
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro test lint bench lock clean
+.PHONY: help setup setup-dev repro suite test lint bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
@@ -23,6 +23,9 @@ setup-dev: $(DEV)  ## install what tests and linters need too
 repro: $(RUN)  ## run the whole pipeline and print the group table
 	$(BIN)/dvc repro
 	@cat report/group_table.txt
+
+suite: $(RUN)  ## compare methods over seeds: make suite SUITE="--name first --methods fp32 fq_qat" (docs/suite.md)
+	$(BIN)/python -m scripts.suite $(SUITE)
 
 test: $(DEV)  ## run the tests with coverage (fails under 95 %)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term \

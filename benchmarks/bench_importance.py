@@ -1,14 +1,17 @@
 """Cost of measuring importance against one plain forward + backward pass over the same samples.
 
     python -m benchmarks.bench_importance [--groups 2 6 9] [--samples 1152] [--size 64] [--batch 64] [--rounds 5]
+    python -m benchmarks.bench_importance --metric grape hawq --options '{"samples": 2}' --groups 2 --samples 256
 
 Both passes read the same images through the same batches in evaluation mode; the plain one takes every parameter's
-gradient in mixed batches of all groups. They alternate; the ratio of each round is printed as its median.
+gradient in mixed batches of all groups. They alternate; the ratio of each round is printed as its median. ``--options``
+go to those of the metrics that have settings.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import time
 from statistics import median
@@ -19,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from fairquant import plugins
 from fairquant.data.batches import iterate
 from fairquant.data.store import Store
 from fairquant.devices import resolve_device
@@ -65,7 +69,8 @@ def timed(function: Any, *arguments: Any, **options: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--metric", default="grape")
+    parser.add_argument("--metric", nargs="+", default=["grape"])
+    parser.add_argument("--options", type=json.loads, default={})
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--groups", type=int, nargs="+", default=[2, 6, 9])
     for name, default in (("samples", 1152), ("size", 64), ("batch", 64), ("rounds", 5), ("threads", 1)):
@@ -75,23 +80,31 @@ def main() -> None:
     device = resolve_device(options.device)
     spec = ModelSpec(options.model, ("a", "b"), options.size, (0.5,) * 3, (0.25,) * 3)
     model = build(spec, seed=0).to(device, memory_format=torch.channels_last)
-    settings = {"metric": options.metric, "batch_size": options.batch, "device": device, "seed": 0, "progress": False}
-    print("| groups | plain, s | importance, s | ratio, median | ratio, min–max | peak memory, MB |")
-    print("|---|---|---|---|---|---|")
-    for groups in options.groups:
-        store = make_store(samples=options.samples, groups=groups, size=options.size)
-        warm_up = make_store(samples=options.batch, groups=1, size=options.size)
-        plain(model, warm_up, options.batch, device)
-        measure_importance(model, warm_up, **settings)
-        pairs = []
-        for _ in range(options.rounds):
-            baseline = timed(plain, model, store, options.batch, device)
-            pairs.append((baseline, timed(measure_importance, model, store, **settings)))
-        ratios = [measured / baseline for baseline, measured in pairs]
-        seconds = [f"{median(column):.2f}" for column in zip(*pairs, strict=True)]
-        spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(f"| {groups} | {seconds[0]} | {seconds[1]} | {median(ratios):.2f} | {spread} | {peak} |", flush=True)
+    settings = {"batch_size": options.batch, "device": device, "seed": 0, "progress": False}
+    print("| metric | groups | plain, s | importance, s | ratio, median | ratio, min–max | peak memory, MB |")
+    print("|---|---|---|---|---|---|---|")
+    warm_up = make_store(samples=options.batch, groups=1, size=options.size)
+    for metric in options.metric:
+        plugin = plugins.load("importance", metric).Options
+        given = plugin(**options.options) if plugin.model_fields else plugin()
+        chosen = {**settings, "metric": metric, "options": given}
+        for groups in options.groups:
+            store = make_store(samples=options.samples, groups=groups, size=options.size)
+            plain(model, warm_up, options.batch, device)
+            measure_importance(model, warm_up, **chosen)
+            pairs = []
+            for _ in range(options.rounds):
+                baseline = timed(plain, model, store, options.batch, device)
+                pairs.append((baseline, timed(measure_importance, model, store, **chosen)))
+            print(f"| {metric} | {groups} | {row(pairs)} |", flush=True)
+
+
+def row(pairs: list[tuple[float, float]]) -> str:
+    """Return the cells of pairs of seconds: medians, their ratio's median and range, the process's peak memory."""
+    ratios = [measured / baseline for baseline, measured in pairs]
+    seconds = " | ".join(f"{median(column):.2f}" for column in zip(*pairs, strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return f"{seconds} | {median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f} | {peak}"
 
 
 if __name__ == "__main__":

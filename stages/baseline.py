@@ -1,5 +1,7 @@
 """baseline: measure the full-precision classifier per group. Model → predictions on val and test, their metrics."""
 
+from typing import Any
+
 from fairquant import stage
 from fairquant.config import Config
 
@@ -9,6 +11,7 @@ def main(config: Config) -> None:
     from fairquant.artifacts import write_json
     from fairquant.data.store import Store
     from fairquant.devices import resolve_device, seed_everything
+    from fairquant.evaluate.gaps import large_enough
     from fairquant.evaluate.summary import summarise
     from fairquant.models.io import load_model
     from fairquant.train.predict import predict_splits
@@ -20,14 +23,11 @@ def main(config: Config) -> None:
         model, store, ("val", "test"), batch_size=section.batch_size, device=device, precision=config.precision
     )
     predictions.save("models/baseline_predictions.safetensors")
+    members, groups = predictions["test"].groups, store.group_names
+    options: dict[str, Any] = {"parity": section.parity, "positive_class": section.positive_class}
+    options["counted"] = large_enough(members, groups=groups, minimum=section.min_group_size)
     metrics = {
-        split: summarise(
-            part,
-            classes=store.classes,
-            groups=store.group_names,
-            parity=section.parity,
-            positive_class=section.positive_class,
-        )
+        split: summarise(part, classes=store.classes, groups=groups, **options)
         for split, part in predictions.splits.items()
     }
     write_json("metrics/baseline.json", metrics)

@@ -18,6 +18,7 @@ def main(config: Config) -> None:
         model,
         store,
         metric=config.importance_metric,
+        options=config.options("importance", config.importance_metric),
         by=section.by,
         normalize=section.normalize,
         batch_size=section.batch_size,

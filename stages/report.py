@@ -17,6 +17,6 @@ if __name__ == "__main__":
         reads=(
             "seed", "reducer", "importance_metric", "allocator", "granularity", "quant_mode", "device", "precision",
             "debug", "workers", "data", "datasets", "model", "pretrain", "importance", "assign", "quantize", "evaluate",
-            "report",
+            "gates", "report",
         ),
     )  # fmt: skip

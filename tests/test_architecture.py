@@ -18,8 +18,8 @@ from scripts import stage_deps
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    "errors", "plugins", "config", "artifacts", "devices", "predictions", "data", "models", "importance", "reduce",
-    "allocate", "quantize", "train", "modes", "evaluate", "cost", "report", "stage",
+    "errors", "plugins", "config", "presets", "artifacts", "devices", "predictions", "data", "models", "importance",
+    "reduce", "allocate", "quantize", "train", "modes", "evaluate", "cost", "report", "stage", "check",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report")
 TORCH_FREE = (

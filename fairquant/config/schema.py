@@ -145,7 +145,7 @@ class BaqSection(Section):
 
     bit_min: Int = number(2, ge=2, le=16)
     bit_max: Int = number(8, ge=2, le=16)
-    logit_lr: Real = number(0.02, gt=0)
+    logit_lr: Real = number(0.05, gt=0)
     regularizer: Literal["budget", "pull"] = "budget"
     target_bits: Real | None = number(None, ge=2, le=16)
     bits_weight: Real = number(0.1, ge=0)
@@ -208,6 +208,14 @@ class EvaluateSection(Section):
     positive_class: str | None = Field(None, description="a class name, or null for the second of two classes")
     batch_size: Int = number(128, ge=1)
 
+    @field_validator("audit")
+    @classmethod
+    def _groupings_differ(cls, value: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        """Each grouping has a name of its own, and an intersection is one of different columns."""
+        if any(not names or len(set(names)) < len(names) for names in value) or len(set(value)) < len(value):
+            raise ValueError("each grouping once, of one or several different columns")
+        return value
+
 
 class GatesSection(Section):
     """What the quantized model must satisfy; null switches a gate off. Shares and differences of them, in [0, 1]."""
@@ -256,6 +264,8 @@ class Config(Section):
     def _mode_fits_the_rest(self) -> Config:
         if self.quant_mode == "baq_learnable":
             _check_baq(self)
+        if not self.evaluate.parity:
+            _check_gates_without_parity(self.gates)
         if self.quant_mode == "iterative_qat" and self.quantize.iterative.rounds > self.quantize.epochs:
             raise ValueError(
                 f"quantize.iterative.rounds: got {self.quantize.iterative.rounds} for {self.quantize.epochs} epochs; "
@@ -271,6 +281,14 @@ class Config(Section):
             "importance": self.importance.metrics,
         }
         return plugins.load(kind, name).Options(**given.get(kind, {}).get(name, {}))
+
+
+def _check_gates_without_parity(gates: GatesSection) -> None:
+    """Refuse limits on what evaluate.parity false leaves uncomputed."""
+    for name in ("gap", "gap_increase"):
+        limit = getattr(gates, name)
+        if limit is not None:
+            raise ValueError(f"gates.{name}: got {limit:g} with evaluate.parity false; allowed: null")
 
 
 def _check_baq(config: Config) -> None:

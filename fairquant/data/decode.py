@@ -29,10 +29,10 @@ def decode(source: ImageSource, size: int) -> Pixels:
     The orientation tag is applied, grey becomes RGB, the aspect ratio is not kept, resizing is Lanczos with
     antialiasing. Raises whatever the image library raises for a file that is no image.
     """
-    if not isinstance(source, Path):
-        made = source()
-        return _resize(made if isinstance(made, Image.Image) else Image.fromarray(made), size)
-    with Image.open(source) as image:
+    made = Image.open(source) if isinstance(source, Path) else source()
+    if not isinstance(made, Image.Image):
+        return _resize(Image.fromarray(made), size)
+    with made as image:
         # JPEG can be decoded at 1/2, 1/4, 1/8: twice the final size keeps Lanczos' quality at a fraction of the time.
         image.draft(None, (2 * size, 2 * size))
         return _resize(ImageOps.exif_transpose(image), size)

@@ -20,7 +20,10 @@ from fairquant.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 ImageSource = Path | Callable[[], Image.Image | Pixels]
-"""A file, or a picklable function that returns a PIL image or a uint8 array (H, W) or (H, W, C)."""
+"""A file, or a picklable function that returns a PIL image or a uint8 array (H, W) or (H, W, C).
+
+An image that is opened and not yet loaded gives the same pixels as a file of its bytes (JPEG is decoded reduced).
+"""
 
 
 @dataclass(frozen=True)

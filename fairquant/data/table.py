@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from fairquant.data.raw import Problem
 from fairquant.errors import DataError
@@ -49,40 +49,43 @@ class Table:
         ]
 
 
-def read_table(path: Path, *, layout: str) -> Table:
-    """Read a csv file with a header row.
+def read_table(path: Path, *, layout: str, shrink: Callable[[Row], Row] | None = None) -> Table:
+    """Read a csv file with a header row, line by line.
 
     Args:
         path: the file; a UTF-8 byte order mark is skipped.
         layout: the layout expected, in words; part of the error when the file is absent.
+        shrink: called with each well-formed row as it is read; what it returns is kept instead, so that a table
+            with huge fields is never held as text.
 
     Raises:
         DataError: the file is absent, is not csv at all, or has no header or no rows.
     """
-    text = _read_text(path, layout)
     problems: list[Problem] = []
     rows: list[Row] = []
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        _check_header(path, header)
-        for number, values in enumerate((line for line in reader if line), start=1):
-            problem = _row_problem(path, number, values, len(header))
-            if problem is None:
-                rows.append(Row(number, dict(zip(header, values, strict=True))))
-            else:
-                problems.append(problem)
-    except csv.Error as error:
-        raise DataError(f"{path}: not valid csv at line {reader.line_num} ({error})") from None
+    with _open(path, layout) as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            _check_header(path, header)
+            for number, values in enumerate((line for line in reader if line), start=1):
+                problem = _row_problem(path, number, values, len(header))
+                if problem is None:
+                    row = Row(number, dict(zip(header, values, strict=True)))
+                    rows.append(row if shrink is None else shrink(row))
+                else:
+                    problems.append(problem)
+        except csv.Error as error:
+            raise DataError(f"{path}: not valid csv at line {reader.line_num} ({error})") from None
     if not rows and not problems:
         raise DataError(f"{path}: got a header and no rows; allowed: at least one row")
     return Table(path, tuple(header), rows, problems)
 
 
-def _read_text(path: Path, layout: str) -> str:
-    """Decode as UTF-8, keeping undecodable bytes as lone surrogates so that their rows can be named."""
+def _open(path: Path, layout: str) -> TextIO:
+    """Open as UTF-8, keeping undecodable bytes as lone surrogates so that their rows can be named."""
     try:
-        return path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError(f"{path}: not found; expected {layout}") from None
     except OSError as error:

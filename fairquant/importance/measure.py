@@ -1,16 +1,18 @@
 """The one loop that measures importance.
 
 The model is in evaluation mode, on un-augmented training images; a batch holds one group only, so the cost is one
-forward and one backward pass over the samples whatever the number of groups. With g_b the gradient of batch b's mean
-cross-entropy and n_b its samples, the map of a group is
+forward and one backward pass over the samples whatever the number of groups (metrics of second derivatives need more).
+With d_b the derivative of batch b's mean cross-entropy that the metric looks at, most often the gradient, and n_b the
+batch's samples, the map of a group is
 
-- ``normalize: sample``: Σ_b n_b · score(g_b, w) / Σ_b n_b, which the group's size does not scale
-- ``normalize: none``:   Σ_b score(g_b, w)
+- ``normalize: sample``: Σ_b n_b · score(d_b, w) / Σ_b n_b, which the group's size does not scale; metrics that average
+  derivatives give score(Σ_b n_b · d_b / Σ_b n_b, w)
+- ``normalize: none``:   Σ_b score(d_b, w)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, Never
 
@@ -21,15 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
 
-from fairquant import plugins
+from fairquant.config import Section
 from fairquant.data.batches import Batch, iterate, n_batches
 from fairquant.data.store import Store
-from fairquant.devices import autocast
 from fairquant.errors import UserError
 from fairquant.importance.maps import ImportanceMaps, Map, check_finite
+from fairquant.importance.metric import Derivatives, Metric
 from fairquant.models.layers import quantizable_layers, weight_parameter
-
-Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def measure_importance(
@@ -37,6 +37,7 @@ def measure_importance(
     store: Store,
     *,
     metric: str,
+    options: Section | None = None,
     by: Literal["group", "class"] = "group",
     normalize: Literal["sample", "none"] = "sample",
     batch_size: int,
@@ -53,19 +54,21 @@ def measure_importance(
             mode, statistics, gradients).
         store: the decoded data; its train split is read.
         metric: name of an importance plug-in.
+        options: the plug-in's settings; None: its default ones.
         by: whether groups or classes play the part of groups.
         normalize: see the module's formula.
         batch_size: samples per batch; a group's last batch may be smaller.
         samples_per_group: at most so many samples per group, chosen by ``seed``; None: all.
         device: where to compute; finished maps are held in main memory.
         precision: ``fp32`` or ``bf16`` (autocast; maps are float32 in both).
-        seed: fixes which samples and in which order: batches are consecutive slices of one permutation.
+        seed: fixes which samples and in which order (batches are consecutive slices of one permutation), and what a
+            metric draws for each batch.
         progress: show a bar on a terminal.
 
     Raises ``UserError`` for a group without training samples and for values that are not finite.
     """
     names, rows = _samples(store, by=by, limit=samples_per_group, seed=seed)
-    score: Score = plugins.load("importance", metric).score
+    plugin = Metric.load(metric, options)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the layout of the gradients
     weights = {name: weight_parameter(layer) for name, layer in quantizable_layers(model).items()}
     layers = {name: np.empty((len(names), *weight.shape), np.float32) for name, weight in weights.items()}
@@ -77,9 +80,13 @@ def measure_importance(
             batches = iterate(store, chosen, batch_size=batch_size, device=device)
             for total in sums:
                 total.zero_()
-            _accumulate(sums, model, weights, batches, score, normalize=normalize, precision=precision, bar=bar)
+            _accumulate(
+                sums, model, weights, batches, plugin, normalize=normalize, precision=precision, seed=seed, bar=bar
+            )
             _collect(sums, layers, index=index, group=name)
     meta = {"metric": metric, "by": by, "normalize": normalize, "batch_size": batch_size, "seed": seed}
+    if settings := plugin.options.model_dump():
+        meta["options"] = settings
     return ImportanceMaps(names, tuple(len(chosen) for chosen in rows), layers, meta)
 
 
@@ -106,29 +113,49 @@ def _accumulate(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
     batches: Iterator[Batch],
-    score: Score,
+    metric: Metric,
     *,
     normalize: str,
     precision: str,
+    seed: int,
     bar: tqdm[Never],
 ) -> None:
     """Add one group's finished map of every layer to ``sums``, which are 0, on the device."""
     parameters = list(weights.values())
+    average = normalize == "sample"
+    score_once = average and metric.averages_derivative
     seen = 0
-    for batch in batches:
-        with autocast(batch.images.device, precision):
-            loss = F.cross_entropy(model(batch.images).float(), batch.labels)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for number, batch in enumerate(batches):
+        derivatives = _derivatives(model, batch, parameters, metric, precision=precision, seeds=(seed, number))
         size = len(batch.labels)
         with torch.no_grad():
-            for total, parameter, gradient in zip(sums, parameters, gradients, strict=True):
-                if gradient is not None:  # a layer the loss does not depend on is worth nothing
-                    total.add_(score(gradient, parameter), alpha=size if normalize == "sample" else 1)
+            for total, parameter, derivative in zip(sums, parameters, derivatives, strict=True):
+                if derivative is not None:  # a layer the loss does not depend on is worth nothing
+                    value = derivative if score_once else metric.score(derivative, parameter)
+                    total.add_(value, alpha=size if average else 1)
         seen += size
         bar.update()
-    if normalize == "sample":
-        for total in sums:
-            total.div_(seen)
+    with torch.no_grad():
+        for total, parameter in zip(sums, parameters, strict=True):
+            if average:
+                total.div_(seen)
+            if score_once:
+                total.copy_(metric.score(total, parameter))
+
+
+def _derivatives(
+    model: nn.Module,
+    batch: Batch,
+    parameters: list[nn.Parameter],
+    metric: Metric,
+    *,
+    precision: str,
+    seeds: tuple[int, int],
+) -> Derivatives:
+    """Return the derivative that the metric looks at, per weight; the batch's graph ends with this function."""
+    with metric.forward(batch.images.device, precision):
+        loss = F.cross_entropy(model(batch.images).float(), batch.labels)
+    return metric.derivative(loss, parameters, metric.options, seeds)
 
 
 def _collect(sums: list[Tensor], layers: Mapping[str, Map], *, index: int, group: str) -> None:

@@ -23,6 +23,7 @@ class UnitRanking:
         self.key: Mapping[str, object] = {
             "importance": config.importance.model_dump(mode="json"),
             "metric": config.importance_metric,
+            "metric_options": config.options("importance", config.importance_metric).model_dump(mode="json"),
             "reducer": config.reducer,
             "options": config.options("reducer", config.reducer).model_dump(mode="json"),
         }
@@ -44,5 +45,6 @@ class UnitRanking:
             device=self.device,
             precision=self.config.precision,
             seed=self.config.seed,
+            options=self.config.options("importance", self.config.importance_metric),
         )
         return rank_units(maps, shapes, self.config)

@@ -33,11 +33,14 @@ from torch import Tensor, nn
 from fairquant.allocate.bitmap import Granularity
 from fairquant.errors import UserError
 from fairquant.quantize.rows import Workspace, as_rows, blocks, from_rows, inner_order, part
+from fairquant.quantize.scales._slots import row_max
 
 STRETCH = 0.1
 """How far the squash reaches beyond 0 and 1 before it is clipped."""
 ENDS = (math.log(STRETCH / (1 + STRETCH)), math.log((1 + STRETCH) / STRETCH))
 """The logits at which the squash is exactly 0 and 1."""
+INWARD = 1 - 2.0**-19
+"""The largest weight lies half a step beyond code M: a hair less, so that it rounds to M and nothing need be clipped."""
 LARGEST_DEAD_ZONE = 2.0
 """In steps; half of it is plain rounding."""
 
@@ -73,13 +76,11 @@ class _LearnedQuantize(torch.autograd.Function):
         rows = as_rows(weight, order)
         grid = _grid(rows, bits, dead)
         out = torch.empty_like(rows) if workspace is None else workspace.take(rows)
-        shift = (dead.view(-1, 1) - 1) / 2
+        shift, inverse = (dead.view(-1, 1) - 1) / 2, INWARD / grid.delta
         for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
-            w, o, delta, largest = rows[block], out[block], part(grid.delta, block), part(grid.largest, block)
-            torch.div(w, delta, out=o)
+            o = torch.mul(rows[block], part(inverse, block), out=out[block])
             o.addcmul_(torch.sign(o), part(shift, block), value=-1)
-            torch.clamp(o.round_(), min=-largest, max=largest, out=o)
-            o.mul_(delta)
+            o.round_().mul_(part(grid.delta, block))
         result = from_rows(out, weight, order)
         ctx.save_for_backward(weight, result, dead, grid.delta, grid.largest)
         return result
@@ -94,8 +95,7 @@ class _LearnedQuantize(torch.autograd.Function):
         for block in blocks(*w.shape, on_cpu=weight.is_cpu):
             error = q[block] - w[block]
             torch.sum(error.mul_(g[block]), 1, keepdim=True, out=along_error[block])
-            torch.sum(torch.copysign(error.fill_(1.0), w[block], out=error).mul_(g[block]), 1, keepdim=True,
-                      out=along_sign[block])  # fmt: skip
+            torch.sum(torch.sign(w[block], out=error).mul_(g[block]), 1, keepdim=True, out=along_sign[block])
         if len(delta) == 1:
             along_error, along_sign = along_error.sum(0, keepdim=True), along_sign.sum(0, keepdim=True)
         span = largest + dead.view(-1, 1) / 2
@@ -114,8 +114,7 @@ class _Grid:
 
 def _grid(rows: Tensor, bits: Tensor, dead: Tensor) -> _Grid:
     largest = torch.pow(2.0, bits.round().view(-1, 1) - 1) - 1
-    low, high = torch.aminmax(rows, dim=1, keepdim=True)
-    peak = torch.maximum(-low, high)
+    peak = row_max(rows)
     if len(largest) == 1:
         peak = peak.amax(0, keepdim=True)
     delta = (peak / (largest + dead.view(-1, 1) / 2)).clamp_min(torch.finfo(rows.dtype).tiny)
@@ -171,6 +170,13 @@ class LearnedWidthQuantizer(nn.Module):
     def set_widths(self, bits: Tensor) -> None:
         """Put the logits where the widths are exactly ``bits`` (out | 1,)."""
         self.b_logit.copy_(self._logit(bits.to(torch.float64)))
+
+    @torch.no_grad()
+    def shift(self, bits: Tensor) -> None:
+        """Add ``bits`` (a scalar) to the widths, as far as the range goes."""
+        widths = (self.widths + bits).clamp_(self.bit_min, self.bit_max)
+        if self.bit_max > self.bit_min:
+            self.b_logit.copy_(unsquash((widths - self.bit_min) / (self.bit_max - self.bit_min)))
 
     @torch.no_grad()
     def saving(self) -> Tensor:

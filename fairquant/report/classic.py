@@ -1,4 +1,7 @@
-"""The files that the published FairQuant code writes (Wørgaard & Selvan 2026, arXiv 2602.23192), with true numbers."""
+"""The files that the published FairQuant code writes (Wørgaard & Selvan 2026, arXiv 2602.23192), with true numbers.
+
+Widths are those of the finished model; the assigned ones stand beside them, since some modes change them.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +10,101 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fairquant.report.inputs import ReportInputs
-from fairquant.report.tables import as_text, group_table
+from fairquant.report.cells import as_text
+from fairquant.report.details import audit_tables, changed_widths, gate_table, loss_table, width_table
+from fairquant.report.inputs import ReportInputs, Row
+from fairquant.report.tables import gap_table, group_table
 
 
 def classic_files(inputs: ReportInputs) -> dict[str, str]:
     """Return {file name: text}."""
     return {
         "fairquant_report.txt": fairquant_report(inputs),
-        "bit_distribution.csv": bit_distribution(inputs),
+        "bit_distribution.csv": bit_distribution(inputs.distribution),
         "size_report.txt": size_report(inputs),
-        "bitwidth_percentages.txt": bitwidth_percentages(inputs.metrics["bits"]),
-        "training.log": training_log(inputs.logs),
+        "bitwidth_percentages.txt": bitwidth_percentages(inputs),
+        "training.log": training_log(inputs),
     }
 
 
 def fairquant_report(inputs: ReportInputs) -> str:
-    """Return every parameter and every result, one ``name = value`` a line, and the group table."""
+    """Return every parameter and every result, one ``name = value`` a line, and the tables."""
     parts = [inputs.title, "", "Parameters", *(f"  {key} = {text(value)}" for key, value in flatten(inputs.params))]
     for stage, metrics in inputs.metrics.items():
         parts += ["", f"Results of {stage}", *(f"  {key} = {text(value)}" for key, value in flatten(metrics))]
-    parts += ["", "Groups", as_text(group_table(inputs.metrics["evaluate"]))]
-    return "\n".join(parts) + "\n"
+    evaluate = inputs.metrics["evaluate"]
+    tables = {
+        "Groups (test split)": group_table(evaluate),
+        "Gaps between groups": gap_table(evaluate),
+        "Excessive loss (nats per sample)": loss_table(evaluate),
+        **{f"Groups by {name}": cells for name, cells in audit_tables(evaluate).items()},
+        "Gates": gate_table(evaluate),
+    }
+    for heading, cells in tables.items():
+        parts += ["", heading, as_text(cells)] if len(cells) > 1 else []
+    return "\n".join([*parts, "", "Widths", bitwidth_percentages(inputs).rstrip()]) + "\n"
 
 
-def bit_distribution(inputs: ReportInputs) -> str:
-    """Return plots/bits/bit_distribution.csv's rows: per layer, how many units have which width."""
+def bit_distribution(distribution: Mapping[str, Sequence[Row]]) -> str:
+    """Return per layer how many units of the finished model have which width.
+
+    The columns of plots/quantize/bit_distribution.csv, and ``assigned_avg_bits``: the layer's mean width as assigned.
+    """
+    assigned = {row["layer"]: row["avg_bits"] for row in distribution["assigned"]}
+    rows = [{**row, "assigned_avg_bits": assigned[row["layer"]]} for row in distribution["final"]]
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(inputs.distribution[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(inputs.distribution)
+    writer.writerows(rows)
     return out.getvalue()
 
 
 def size_report(inputs: ReportInputs) -> str:
-    """Return sizes and operation counts: as assigned, and of the quantized model where that was measured."""
-    parts = []
-    assigned = {key: inputs.metrics["bits"][key] for key in ("avg_bits", "size", "gbops")}
-    quantized = inputs.metrics["evaluate"].get("cost", {})
-    for heading, values in (("As assigned", assigned), ("Quantized model", quantized)):
-        cells = [(heading, "value"), *((key, text(value)) for key, value in flatten(values))]
-        parts += [as_text(cells), ""] if values else []
-    parts.append("MB = 10^6 bytes; packed = weights + scales + width map + rest; reference = sum of bits / 8 only.")
-    return "\n".join(parts) + "\n"
+    """Return sizes and operation counts of the finished model, beside those of the assigned widths."""
+    bits = inputs.metrics["bits"]
+    assigned = dict(flatten({**bits["size"], "avg_bits": bits["avg_bits"], "gbops": bits["gbops"]}))
+    final = dict(flatten(inputs.metrics["evaluate"]["cost"]))
+    cells: list[tuple[str, ...]] = [("", "quantized model", "as assigned")]
+    for key in [*final, *(key for key in assigned if key not in final)]:
+        cells.append((key, *(text(values[key]) if key in values else "–" for values in (final, assigned))))
+    notes = (
+        changed_widths(inputs.metrics["quantize"]),
+        "MB = 10^6 bytes; packed = weights + scales + width map + rest; reference = sum of bits / 8 only; ratio = fp32 "
+        "/ packed.",
+    )
+    return "\n".join([as_text(cells), "", *notes]) + "\n"
 
 
-def bitwidth_percentages(bits: Mapping[str, Any]) -> str:
-    """Return the share of each width, weighted by out channels and by parameters, and both averages."""
-    cells: list[tuple[str, ...]] = [("bit-width", "channels %", "parameters %")]
-    for width, share in bits["share"].items():
-        cells.append((width, f"{100 * share['channels']:.2f}", f"{100 * share['parameters']:.2f}"))
-    average = bits["avg_bits"]
-    cells.append(("average bits", f"{average['by_channel']:.3f}", f"{average['by_parameter']:.3f}"))
-    return as_text(cells) + "\n"
+def bitwidth_percentages(inputs: ReportInputs) -> str:
+    """Return the share of each width weighted by out channels and by parameters, and both averages."""
+    metrics = inputs.metrics
+    table = as_text(width_table(metrics["bits"], metrics["quantize"], metrics["evaluate"]["cost"]))
+    return f"{table}\n\n{changed_widths(metrics['quantize'])}\n"
 
 
-def training_log(logs: Mapping[str, str]) -> str:
-    """Return the stages' training logs one after the other, each under its name."""
-    return "\n".join(f"== {stage}\n{log.rstrip()}\n" for stage, log in logs.items())
+def training_log(inputs: ReportInputs) -> str:
+    """Return the stages' training logs one after the other, each under its name, and the test result per group."""
+    parts = [f"== {stage}\n{log.rstrip()}\n" for stage, log in inputs.logs.items()]
+    evaluate = inputs.metrics["evaluate"]
+    lines = [
+        f"test accuracy: {_before_after(evaluate['overall'])}, worst group: {_before_after(evaluate['worst_group'])}"
+    ]
+    lines += [f"    {name}: {_before_after(values)}" for name, values in evaluate["group"].items()]
+    return "\n".join([*parts, "\n".join(["== evaluate (full precision, then quantized)", *lines]) + "\n"])
+
+
+def _before_after(values: Mapping[str, float | None]) -> str:
+    before, after = ("–" if values[when] is None else f"{values[when]:.4f}" for when in ("before", "after"))
+    return f"{before} → {after}"
 
 
 def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of every leaf of nested mappings; lists are leaves.
+    """Yield (dotted name, value) of every leaf of nested mappings; lists and empty mappings are leaves.
 
-    >>> list(flatten({"a": {"b": 1, "c": [2, 3]}}))
-    [('a.b', 1), ('a.c', [2, 3])]
+    >>> list(flatten({"a": {"b": 1, "c": [2, 3], "d": {}}}))
+    [('a.b', 1), ('a.c', [2, 3]), ('a.d', {})]
     """
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or (prefix and not values):
         yield prefix, values
         return
     for key, value in values.items():
@@ -83,8 +114,8 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def text(value: Any) -> str:
     """Write a value as YAML would: null, true, false, numbers short.
 
-    >>> text(None), text(True), text(0.5), text([2, 4])
-    ('null', 'true', '0.5', '[2, 4]')
+    >>> text(None), text(True), text(0.5), text([2, 4]), text({})
+    ('null', 'true', '0.5', '[2, 4]', '{}')
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

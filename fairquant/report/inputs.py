@@ -8,27 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairquant import plugins
 from fairquant.artifacts import read_json
 from fairquant.config import Config
 from fairquant.errors import ArtifactError
 
 Row = Mapping[str, str]
 
+STAGES = ("pretrain", "baseline", "bits", "quantize", "evaluate")
+"""The metrics files, in the order of the pipeline."""
+
+WIDTHS = {"assigned": "plots/bits", "final": "plots/quantize"}
+"""Where the widths stand that the allocator chose, and those of the finished model."""
+
 
 @dataclass(frozen=True)
 class ReportInputs:
     """Parsed results of all stages.
 
-    ``params``: every setting, sections nested; ``metrics``: stage → its metrics; ``layers`` and ``distribution``: one
-    row per quantizable layer; ``gaps``: one row per fairness metric and model; ``curves``: stage → rows per epoch;
-    ``logs``: stage → its training log.
+    ``params``: every setting, sections nested; ``metrics``: stage → its metrics; ``layers`` and ``distribution``:
+    assigned | final → one row per quantizable layer; ``curves``: stage → rows per epoch; ``logs``: stage → its training
+    log.
     """
 
     params: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Any]]
-    layers: tuple[Row, ...]
-    distribution: tuple[Row, ...]
-    gaps: tuple[Row, ...]
+    layers: Mapping[str, tuple[Row, ...]]
+    distribution: Mapping[str, tuple[Row, ...]]
     curves: Mapping[str, tuple[Row, ...]]
     logs: Mapping[str, str]
 
@@ -43,23 +49,32 @@ def read_inputs(params: Mapping[str, Any], root: str | Path = ".") -> ReportInpu
     base = Path(root)
     return ReportInputs(
         params=params,
-        metrics={
-            name: read_json(base / f"metrics/{name}.json") for name in ("pretrain", "baseline", "bits", "evaluate")
-        },
-        layers=read_csv(base / "plots/bits/layers.csv"),
-        distribution=read_csv(base / "plots/bits/bit_distribution.csv"),
-        gaps=read_csv(base / "plots/evaluate/gap.csv"),
+        metrics={name: read_json(base / f"metrics/{name}.json") for name in STAGES},
+        layers=_both_widths(base, "layers.csv"),
+        distribution=_both_widths(base, "bit_distribution.csv"),
         curves={name: read_csv(base / f"plots/{name}/curve.csv") for name in ("pretrain", "quantize")},
         logs={name: _read_text(base / f"plots/{name}/training.log") for name in ("pretrain", "quantize")},
     )
 
 
 def plain_params(config: Config) -> dict[str, Any]:
-    """Return every setting of ``config`` as plain nested values."""
+    """Return every setting of ``config`` as plain nested values, defaults of the chosen plug-ins included."""
     values = {name: getattr(config, name) for name in Config.model_fields}
-    return {
+    params = {
         name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for name, value in values.items()
     }
+    chosen = (
+        (params["datasets"], plugins.load("dataset", config.data.name), config.data.name),
+        (params["assign"]["reducers"], plugins.load("reducer", config.reducer), config.reducer),
+        (
+            params["importance"]["metrics"],
+            plugins.load("importance", config.importance_metric),
+            config.importance_metric,
+        ),
+    )
+    for table, plugin, name in chosen:
+        table[name] = plugin.Options(**table.get(name, {})).model_dump(mode="json")
+    return params
 
 
 def read_csv(path: Path) -> tuple[Row, ...]:
@@ -71,6 +86,18 @@ def read_csv(path: Path) -> tuple[Row, ...]:
                 f"{path}: row {number}: got another number of fields than the header; allowed: the same"
             )
     return rows
+
+
+def _both_widths(base: Path, name: str) -> dict[str, tuple[Row, ...]]:
+    """Read table ``name`` of the assigned and of the final widths; other layers raise ``ArtifactError``."""
+    tables = {which: read_csv(base / folder / name) for which, folder in WIDTHS.items()}
+    assigned, final = ([row["layer"] for row in rows] for rows in tables.values())
+    if assigned != final or not final:
+        raise ArtifactError(
+            f"{base / WIDTHS['final'] / name}: got layers {', '.join(final) or 'none'}; allowed: those of "
+            f"{WIDTHS['assigned']}/{name}, {', '.join(assigned) or 'none'} (dvc repro)"
+        )
+    return tables
 
 
 def _read_text(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairquant.report.inputs import ReportInputs, Row
-from fairquant.report.tables import gap_label, group_rows, worst
+from fairquant.report.tables import GroupRow, gap_label, group_rows, worst
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,12 +30,18 @@ CURVE_NAMES = {
 def write_plots(inputs: ReportInputs, folder: Path) -> dict[str, str]:
     """Write every plot into ``folder``; return {file name: what it shows}."""
     evaluate = inputs.metrics["evaluate"]
+    columns = width_columns(inputs)
+    changed = inputs.layers["final"] != inputs.layers["assigned"]
     plots = {
         "accuracy_by_group.png": (accuracy_by_group(evaluate), "Test accuracy of each group before and after"),
-        "gap.png": (gaps(inputs.gaps), "Gaps between groups before and after"),
+        "gap.png": (gaps(evaluate), "Gaps between groups before and after"),
         "bits_per_layer.png": (
-            bits_per_layer(inputs.layers),
-            "Share of units at each bit-width, as assigned",
+            bits_per_layer(inputs.layers["final"], columns),
+            "Share of units at each bit-width in the finished model",
+        ),
+        "bits_per_layer_assigned.png": (
+            bits_per_layer(inputs.layers["assigned"], columns) if changed else None,
+            "Share of units at each bit-width as assigned, before the widths changed",
         ),
         "training.png": (training(inputs.curves), "Training curves on the training and validation splits"),
     }
@@ -53,65 +59,103 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def accuracy_by_group(evaluate: Mapping[str, Any]) -> Figure:
-    """Draw a dumbbell per group, accuracy in percent before and after; the worst group after is marked."""
+    """Draw a dumbbell per group, accuracy in percent before and after, and their intervals as thin bars.
+
+    The worst group after and groups harmed by the compression are named as such.
+    """
     rows = group_rows(evaluate)
     lowest = worst(rows, "after")
-    figure = new_figure(7.5, 1.7 + 0.36 * len(rows))
+    intervals = evaluate.get("interval", {}).get("group", {})
+    figure = new_figure(7.5, 1.7 + (0.46 if intervals else 0.36) * len(rows))
     axes = figure.add_subplot()
     for height, row in enumerate(reversed(rows)):
         if row.before is not None and row.after is not None:
             axes.plot([100 * row.before, 100 * row.after], [height, height], color="#bbbbbb", linewidth=3, zorder=1)
-    models = (("before", BEFORE_LABEL, BEFORE, "o", "--"), ("after", AFTER_LABEL, AFTER, "D", ":"))
-    for key, label, colour, marker, style in models:
+    models = (("before", BEFORE_LABEL, BEFORE, "o", "--", 0.17), ("after", AFTER_LABEL, AFTER, "D", ":", -0.17))
+    for key, label, colour, marker, style, shift in models:
         known = [(100 * getattr(row, key), height) for height, row in enumerate(reversed(rows)) if row.n]
         face = "none" if marker == "o" else colour  # a ring stays visible around a diamond at the same place
         axes.scatter([x for x, _ in known], [y for _, y in known], color=colour, facecolors=face, marker=marker,
-                     s=80 if marker == "o" else 36, linewidths=1.8, zorder=2, label=label)  # fmt: skip
+                     s=80 if marker == "o" else 36, linewidths=1.8, zorder=3, label=label)  # fmt: skip
+        ends = {height: intervals.get(row.name, {}).get(key) for height, row in enumerate(reversed(rows))}
+        _interval_bars(axes, {height + shift: end for height, end in ends.items()}, colour)
         axes.axvline(100 * evaluate["overall"][key], color=colour, linestyle=style, linewidth=1.2, zorder=0,
                      label=f"overall, {label}")  # fmt: skip
-    labels = [f"{short(row.name)} (n={row.n})" + (" ◀ worst" if row.name == lowest else "") for row in rows]
-    axes.set_yticks(range(len(rows)), labels=list(reversed(labels)))
+    axes.set_yticks(range(len(rows)), labels=[_group_label(row, lowest) for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel("test accuracy (%)")
+    axes.set_xlabel("test accuracy (%)" + ("\nthin bars: bootstrap intervals" if intervals else ""))
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)
     _legend_above(figure, axes)
     return figure
 
 
-def gaps(rows: Sequence[Row]) -> Figure | None:
-    """Draw each gap between groups before and after as bars, in percentage points; None where none was computed."""
-    values = {(row["metric"], row["model"]): 100 * float(row["value"]) for row in rows}
-    names = list(dict.fromkeys(row["metric"] for row in rows))
+def _group_label(row: GroupRow, lowest: str | None) -> str:
+    marks = [mark for mark, holds in (("worst", row.name == lowest), ("harmed", row.harmed)) if holds]
+    return f"{short(row.name)} (n={row.n})" + (f" ◀ {', '.join(marks)}" if marks else "")
+
+
+def _interval_bars(axes: Axes, ends: Mapping[float, Mapping[str, float | None] | None], colour: str) -> None:
+    """Draw {height: {low, high} as shares} as thin capped bars; an interval need not hold the value it belongs to."""
+    for height, interval in ends.items():
+        low, high = (None, None) if interval is None else (interval["low"], interval["high"])
+        if low is not None and high is not None:
+            axes.plot([100 * low, 100 * high], [height, height], "|-", color=colour, linewidth=1.1, markersize=5,
+                      zorder=2)  # fmt: skip
+
+
+def gaps(evaluate: Mapping[str, Any]) -> Figure | None:
+    """Draw each gap between groups before and after as bars in percentage points, with intervals.
+
+    None where no gap was computed.
+    """
+    values = evaluate.get("gap", {})
+    names = [name for name in values.get("before", {}) if any(values[when][name] is not None for when in values)]
     if not names:
         return None
-    figure = new_figure(7.5, 1.4 + 0.55 * len(names))
+    intervals = evaluate.get("interval", {}).get("gap", {})
+    figure = new_figure(7.5, 1.4 + 0.6 * len(names))
     axes = figure.add_subplot()
-    for offset, label, colour, hatch in ((0.2, BEFORE_LABEL, BEFORE, ""), (-0.2, AFTER_LABEL, AFTER, "///")):
-        known = [
-            (height, values[name, label]) for height, name in enumerate(reversed(names)) if (name, label) in values
-        ]
-        bars = axes.barh([height + offset for height, _ in known], [value for _, value in known], 0.36, color=colour,
-                         hatch=hatch, edgecolor="white", label=label)  # fmt: skip
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    models = (("before", 0.2, BEFORE_LABEL, BEFORE, ""), ("after", -0.2, AFTER_LABEL, AFTER, "///"))
+    for when, offset, label, colour, hatch in models:
+        widths = {name: 100 * values[when][name] for name in names if values[when][name] is not None}
+        heights = {name: height + offset for height, name in enumerate(reversed(names)) if name in widths}
+        axes.barh(list(heights.values()), [widths[name] for name in heights], 0.36, color=colour, hatch=hatch,
+                  edgecolor="white", label=label)  # fmt: skip
+        ends = {name: intervals.get(name, {}).get(when) for name in names}
+        _interval_bars(axes, {height: ends[name] for name, height in heights.items()}, OTHER)
+        for name, width in widths.items():
+            right = max([width, *(100 * high for high in [(ends[name] or {}).get("high")] if high is not None)])
+            axes.annotate(f"{width:.1f}", (right, heights[name]), (4, 0), textcoords="offset points", va="center",
+                          fontsize=8)  # fmt: skip
     axes.set_yticks(range(len(names)), labels=[gap_label(name) for name in reversed(names)])
-    axes.set_xlabel("gap between groups (percentage points; smaller is fairer)")
+    note = "\nthin bars: bootstrap intervals" if intervals else ""
+    axes.set_xlabel(f"gap between groups (percentage points; smaller is fairer){note}")
     axes.margins(x=0.1)
+    axes.set_xlim(left=0)
     _legend_above(figure, axes)
     return figure
 
 
-def bits_per_layer(layers: Sequence[Row]) -> Figure:
-    """Draw one stacked bar per layer, first layer on top: the share of its units at each bit-width, in percent."""
+def width_columns(inputs: ReportInputs) -> list[str]:
+    """Return the columns ``share_<width>bit`` of both tables of layers, narrowest first."""
+    names = {name for rows in inputs.layers.values() for name in rows[0] if name.startswith("share_")}
+    return sorted(names, key=lambda name: int(name.removeprefix("share_").removesuffix("bit")))
+
+
+def bits_per_layer(layers: Sequence[Row], columns: Sequence[str]) -> Figure:
+    """Draw one stacked bar per layer, first layer on top: the share of its units at each bit-width, in percent.
+
+    ``columns`` are the widths that may occur: they have the same colours in every plot made with them.
+    """
     from matplotlib import colormaps
 
-    columns = [name for name in layers[0] if name.startswith("share_")]
     figure = new_figure(8.5, 1.7 + 0.19 * len(layers))
     axes = figure.add_subplot()
     heights = list(range(len(layers) - 1, -1, -1))
     left = [0.0] * len(layers)
     for place, column in enumerate(columns):
-        shares = [100 * float(row[column]) for row in layers]
+        shares = [100 * float(row.get(column, 0)) for row in layers]
         colour = colormaps["cividis"](1 - place / max(len(columns) - 1, 1))
         label = column.removeprefix("share_").removesuffix("bit") + " bits"
         axes.barh(heights, shares, 0.85, left=left, color=colour, edgecolor="white", linewidth=0.4, label=label)

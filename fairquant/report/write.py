@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fairquant.artifacts import atomic_path
+from fairquant.report.cells import as_lines, as_markdown, as_text, escape
 from fairquant.report.classic import classic_files, flatten, text
+from fairquant.report.details import audit_tables, changed_widths, gate_table, harmed_line, loss_table, width_table
 from fairquant.report.inputs import ReportInputs
+from fairquant.report.latex import as_latex
 from fairquant.report.plots import write_plots
-from fairquant.report.tables import as_markdown, as_text, escape, gap_table, group_table
+from fairquant.report.tables import gap_table, group_table, table_notes
 
 HEADLINES = ("seed", "reducer", "importance_metric", "allocator", "granularity", "quant_mode", "precision", "debug")
 """The scalars people sweep; the report names them first."""
 
 
 def write_report(inputs: ReportInputs, folder: str | Path = "report") -> None:
-    """Write report.md, group_table.txt, group_table.md, the plots and the classic files into ``folder``."""
+    """Write report.md, group_table.txt, .md and .tex, the plots and the classic files into ``folder``."""
     with atomic_path(folder) as partial:
         partial.mkdir()
         plots = write_plots(inputs, partial)
@@ -25,6 +28,7 @@ def write_report(inputs: ReportInputs, folder: str | Path = "report") -> None:
             "report.md": report_page(inputs, plots),
             "group_table.txt": group_text(inputs),
             "group_table.md": group_markdown(inputs),
+            "group_table.tex": group_latex(inputs),
         }
         for name, content in files.items():
             (partial / name).write_text(content, encoding="utf-8")
@@ -35,16 +39,44 @@ def made_by(inputs: ReportInputs) -> str:
     return ", ".join(f"{name} {text(inputs.params[name])}" for name in HEADLINES)
 
 
+def notes(inputs: ReportInputs) -> list[str]:
+    """Return what the group table's numbers mean, a sentence each."""
+    return table_notes(inputs.metrics["evaluate"], inputs.params["evaluate"])
+
+
 def group_text(inputs: ReportInputs) -> str:
-    """Return the group table as aligned text; accuracies are of the test split."""
-    table = as_text(group_table(inputs.metrics["evaluate"]))
-    return f"{inputs.title}: test accuracy per group before and after compression\n\n{table}\n\n{sizes(inputs)}\n"
+    """Return the group table as aligned text, at most 120 columns wide; accuracies are of the test split."""
+    evaluate = inputs.metrics["evaluate"]
+    gates = gate_table(evaluate)
+    parts = [
+        as_lines([f"{inputs.title}: test accuracy per group before and after compression"]),
+        as_text(group_table(evaluate)),
+        as_lines(notes(inputs)),
+        as_lines([harmed_line(evaluate)]),
+        as_text(gates) if gates else "",
+        as_lines([sizes(inputs)]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def group_markdown(inputs: ReportInputs) -> str:
     """Return the group table as markdown, for a pull request's comment."""
-    table = as_markdown(group_table(inputs.metrics["evaluate"]))
-    return f"{table}\n\n{sizes(inputs)}\n\n<sub>{escape(made_by(inputs))}</sub>\n"
+    evaluate = inputs.metrics["evaluate"]
+    gates = gate_table(evaluate)
+    parts = [
+        as_markdown(group_table(evaluate)),
+        escape(harmed_line(evaluate)),
+        as_markdown(gates) if gates else "",
+        sizes(inputs),
+        f"<sub>{escape(' '.join([*notes(inputs), made_by(inputs)]))}</sub>",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def group_latex(inputs: ReportInputs) -> str:
+    """Return the group table as a LaTeX table for a paper."""
+    caption = " ".join(["Test accuracy per group before and after compression.", *notes(inputs)])
+    return as_latex(group_table(inputs.metrics["evaluate"]), caption=caption, label="tab:groups") + "\n"
 
 
 def sizes(inputs: ReportInputs) -> str:
@@ -58,27 +90,60 @@ def sizes(inputs: ReportInputs) -> str:
 
 
 def report_page(inputs: ReportInputs, plots: Mapping[str, str]) -> str:
-    """Return report.md: the group table, plots by link, sizes, and how it was made."""
-    gaps = gap_table(inputs.metrics["evaluate"])
+    """Return report.md: the group table, plots by link, gaps, further groups, gates, sizes, and how it was made."""
     parts = [
         f"# {escape(inputs.title)}",
         "Test accuracy of each group with the full-precision (before) and the quantized (after) model; change in "
         "percentage points.",
-        as_markdown(group_table(inputs.metrics["evaluate"])),
+        *_groups(inputs),
         *(f"![{caption}]({name})" for name, caption in plots.items()),
-        "## Gaps between groups",
-        "In percentage points, 0 is equal treatment." if len(gaps) > 1 else "Not computed (evaluate.parity: false).",
-        as_markdown(gaps) if len(gaps) > 1 else "",
-        "## Size and bits",
-        f"The {sizes(inputs)}.",
-        _value_table("as assigned", {key: inputs.metrics["bits"][key] for key in ("avg_bits", "size", "gbops")}),
-        _value_table("quantized model", inputs.metrics["evaluate"]["cost"]),
+        *_gaps(inputs),
+        *_size(inputs),
         "## How it was made",
         escape(made_by(inputs)) + ".",
         _value_table("parameter", inputs.params),
-        "Other files: " + ", ".join(f"[{name}]({name})" for name in classic_files(inputs)) + ".",
+        "Other files: " + ", ".join(f"[{name}]({name})" for name in [*classic_files(inputs), "group_table.tex"]) + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _groups(inputs: ReportInputs) -> list[str]:
+    evaluate = inputs.metrics["evaluate"]
+    gates = gate_table(evaluate)
+    return [
+        as_markdown(group_table(evaluate)),
+        escape(harmed_line(evaluate)),
+        "\n".join(f"- {escape(note)}" for note in notes(inputs)),
+        *(["## Gates", "In the units of params.yaml.", as_markdown(gates)] if gates else []),
+    ]
+
+
+def _gaps(inputs: ReportInputs) -> list[str]:
+    evaluate = inputs.metrics["evaluate"]
+    gaps, losses = gap_table(evaluate), loss_table(evaluate)
+    parts = ["## Gaps between groups"]
+    if len(gaps) > 1:
+        parts += ["In percentage points, 0 is equal treatment.", as_markdown(gaps)]
+    else:
+        parts.append("Not computed (evaluate.parity: false).")
+    if losses:
+        meaning = "Mean cross-entropy after minus before, nats per sample; φ is the largest difference between groups."
+        parts += ["## Excessive loss", meaning, as_markdown(losses)]
+    for name, cells in audit_tables(evaluate).items():
+        parts += [f"## Groups by {escape(name)}", as_markdown(cells)]
+    return parts
+
+
+def _size(inputs: ReportInputs) -> list[str]:
+    bits, quantize, evaluate = (inputs.metrics[name] for name in ("bits", "quantize", "evaluate"))
+    return [
+        "## Size and bits",
+        f"The {sizes(inputs)}.",
+        escape(changed_widths(quantize)),
+        as_markdown(width_table(bits, quantize, evaluate["cost"])),
+        _value_table("quantized model", evaluate["cost"]),
+        _value_table("as assigned", {key: bits[key] for key in ("avg_bits", "size", "gbops")}),
+    ]
 
 
 def _value_table(head: str, values: Mapping[str, object]) -> str:

@@ -127,7 +127,7 @@ class WidthControl(Hooks):
         drift = self._soft_average() - wanted
         self.price = self.price * torch.exp(GAIN * drift)
         for quantizer in self.quantizers.values():
-            quantizer.set_widths((quantizer.widths - drift).clamp(self.section.bit_min, self.section.bit_max))
+            quantizer.shift(-drift)
 
     def _soft_average(self) -> Tensor:
         return torch.stack([self.sizes[n] * q.widths.sum() for n, q in self.quantizers.items()]).sum() / self.total

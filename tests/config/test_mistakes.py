@@ -11,6 +11,7 @@ from fairquant.config.schema import TrainSection
 from fairquant.errors import ConfigError
 
 REDUCERS = " | ".join(plugins.names("reducer"))
+METRICS = " | ".join(plugins.names("importance"))
 TRAIN_KEYS = " | ".join(sorted(TrainSection.model_fields))
 SUBSET = "a fraction in (0, 1] or a whole number above 1"
 WIDTH = "a bit-width: a whole number in [0, 16], or 32"
@@ -25,11 +26,17 @@ MISTAKES = {
     f"got {{'alpha': 1}}; allowed: {REDUCERS}",
     "assign: {reducers: {cvar: {alfa: 1}}}": "assign.reducers.cvar.alfa: unknown key (did you mean 'alpha'?), got 1; "
     "allowed: alpha",
+    "importance: {metrics: {hawk: {samples: 1}}}": "importance.metrics.hawk: unknown key (did you mean 'hawq'?), "
+    f"got {{'samples': 1}}; allowed: {METRICS}",
+    "importance: {metrics: {hawq: {sample: 1}}}": "importance.metrics.hawq.sample: unknown key (did you mean "
+    "'samples'?), got 1; allowed: samples",
+    "importance: {metrics: {grape: {samples: 1}}}": "importance.metrics.grape.samples: unknown key, got 1; allowed: ",
     "pretrain: {3: 1}": "pretrain.3: got 3; allowed: text as key",
     # plug-in names and choices
     "reducer: no_such": f"reducer: got 'no_such'; allowed: {REDUCERS}",
     "reducer: null": f"reducer: got null; allowed: {REDUCERS}",
     "reducer: [max]": f"reducer: got ['max']; allowed: {REDUCERS}",
+    "importance_metric: hawk": f"importance_metric: got 'hawk'; allowed: {METRICS}",
     "allocator: optimall": "allocator: got 'optimall'; allowed: " + " | ".join(plugins.names("allocator")),
     "device: gpu": "device: got 'gpu'; allowed: auto | cpu | cuda | mps",
     "precision: fp16": "precision: got 'fp16'; allowed: fp32 | bf16",
@@ -40,6 +47,11 @@ MISTAKES = {
     "pretrain: {epochs: 2.5}": "pretrain.epochs: got 2.5; allowed: a whole number in [0, inf)",
     "pretrain: {epochs: null}": "pretrain.epochs: got null; allowed: a whole number in [0, inf)",
     "importance: {samples_per_group: x}": "importance.samples_per_group: got 'x'; allowed: a whole number in [1, inf)",
+    "importance: {metrics: {hawq: {samples: 1.5}}}": "importance.metrics.hawq.samples: got 1.5; allowed: a whole "
+    "number in [1, 10000]",
+    "importance: {metrics: {hawq: {samples: true}}}": "importance.metrics.hawq.samples: got true; allowed: a number, "
+    "not true/false",
+    "importance: {metrics: {hawq: 3}}": "importance.metrics.hawq: got 3; allowed: a mapping of options",
     "debug: 3": "debug: got 3; allowed: true | false",
     "data: {path: 3}": "data.path: got 3; allowed: text",
     "data: {group: [1]}": "data.group.0: got 1; allowed: text",
@@ -57,6 +69,8 @@ MISTAKES = {
     "pretrain: {lr: .inf}": "pretrain.lr: got inf; allowed: a number in (0, inf)",
     "quantize: {percentile: 101}": "quantize.percentile: got 101; allowed: a number in (50, 100]",
     "assign: {reducers: {cvar: {alpha: 2}}}": "assign.reducers.cvar.alpha: got 2; allowed: a number in [0, 1]",
+    "importance: {metrics: {hawq: {samples: 0}}}": "importance.metrics.hawq.samples: got 0; allowed: a number in "
+    "[1, 10000]",
     "assign: {bits: [2, 4, 20]}": f"assign.bits.2: got 20; allowed: {WIDTH}",
     "assign: {bits: [2, 4, 33]}": f"assign.bits.2: got 33; allowed: {WIDTH}",
     "assign: {bits: [2, 4, x]}": f"assign.bits.2: got 'x'; allowed: {WIDTH}",
@@ -64,6 +78,14 @@ MISTAKES = {
     "data: {train_subset: 0}": "data.train_subset: got 0; allowed: " + SUBSET,
     "data: {train_subset: most}": "data.train_subset: got 'most'; allowed: " + SUBSET,
     "data: {test_subset: 1.5}": "data.test_subset: got 1.5; allowed: " + SUBSET,
+    "datasets: {fairface: {margin: 0.5}}": "datasets.fairface.margin: got '0.5'; allowed: 0.25 | 1.25",
+    "datasets: {fairface: {source: parquet}}": "datasets.fairface.source: got 'parquet'; "
+    "allowed: auto | csv | huggingface",
+    "datasets: {utkface: {source: csv}}": "datasets.utkface.source: got 'csv'; allowed: auto | images | table",
+    "datasets: {utkface: {age_bands: [30, 20]}}": "datasets.utkface.age_bands: got [30, 20]; "
+    "allowed: ages in rising order, each in [1, 116]",
+    "datasets: {celeba: {use_partition: 2}}": "datasets.celeba.use_partition: got 2; allowed: true | false",
+    "datasets: {mnist: {path: x}}": "datasets.mnist.path: unknown key, got 'x'; allowed: ",
     # impossible combinations
     "assign: {levels: [0.5, 0.4, 0.2]}": "assign.levels: got [0.5, 0.4, 0.2], sum 1.1; allowed: shares that sum to 1",
     "assign: {bits: [2, 4]}": "assign.levels: got 3 levels for 2 bits ([0.2, 0.4, 0.4] for [2, 4]); "
@@ -71,6 +93,20 @@ MISTAKES = {
     "assign: {bits: [4, 4, 8]}": "assign.bits: got [4, 4, 8]; allowed: each bit-width once",
     "data: {val_fraction: 0.6, test_fraction: 0.5}": "data.val_fraction + data.test_fraction: got 0.6 + 0.5; "
     "allowed: a sum below 1",
+    "{quant_mode: baq_learnable, granularity: per_param}": "granularity: got 'per_param' with quant_mode baq_learnable; "
+    "allowed: per_tensor | per_channel (a learned width for every single weight is not a format)",
+    "quantize: {baq: {bit_min: 8, bit_max: 4}}": "quantize.baq.bit_min: got 8 above bit_max 4; allowed: at most bit_max",
+    "quantize: {baq: {bit_min: 1}}": "quantize.baq.bit_min: got 1; allowed: a number in [2, 16]",
+    "quantize: {baq: {target_bits: 9}}": "quantize.baq.target_bits: got 9; allowed: null, or a number from bit_min 2 to "
+    "bit_max 8",
+    "{quant_mode: baq_learnable, quantize: {scale: mse}}": "quantize.scale: got 'mse' with quant_mode baq_learnable, "
+    "which sets its own step sizes; allowed: absmax",
+    "{quant_mode: baq_learnable, assign: {bits: [2, 4, 16]}}": "assign.bits: got 16 with quant_mode baq_learnable; "
+    "allowed: from quantize.baq.bit_min 2 to bit_max 8",
+    "{quant_mode: baq_learnable, allocator: uniform, assign: {uniform_bits: 1}}": "assign.uniform_bits: got 1 with "
+    "quant_mode baq_learnable; allowed: from quantize.baq.bit_min 2 to bit_max 8",
+    "{quant_mode: iterative_qat, quantize: {epochs: 2, iterative: {rounds: 3}}}": "quantize.iterative.rounds: got 3 for "
+    "2 epochs; allowed: at most one round per epoch (quantize.epochs)",
     "reducer: subtractive": "assign.reducers.subtractive.unprivileged: got null; allowed: a group name "
     "(reducer: subtractive needs both)",
     "model: {weights: /tmp/x.pt}": "model.weights: got '/tmp/x.pt'; allowed: none | imagenet | a file under "

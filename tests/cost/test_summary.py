@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fairquant.allocate.bitmap import BitMap
-from fairquant.cost.summary import bit_distribution, layer_shares, summarise_bits, to_csv
+from fairquant.cost.summary import bit_distribution, layer_shares, summarise_bits, summarise_widths, to_csv
 from fairquant.errors import ArtifactError
 
 INFO = {
@@ -69,3 +69,20 @@ def test_bits_of_another_model_are_refused(layers, line):
     for function in (summarise_bits, bit_distribution):
         with pytest.raises(ArtifactError, match=f"^{re.escape(line)}$"):
             function(bits, INFO)
+
+
+class TestWidths:
+    def test_by_hand(self):
+        final = BitMap("per_channel", {"conv.0": np.array([2, 3, 4, 8], np.uint8), "fc": np.array([8, 4], np.uint8)})
+        metrics = summarise_widths(BITS, final, INFO)
+        assert metrics["bits"] == pytest.approx(
+            {"assigned": (3 * 18 + 8 * 8) / 20, "final": (3 * 17 + 4 * 12) / 20, "changed": 2 / 6}
+        )
+        assert metrics["share"] == summarise_bits(final, INFO)["share"]
+
+    def test_a_coarser_final_map_counts_for_what_it_covers(self):
+        final = BitMap.filled({"conv.0": (), "fc": ()}, 8)
+        assert summarise_widths(BITS, final, INFO)["bits"]["changed"] == pytest.approx(3 / 6)
+
+    def test_an_unchanged_map(self):
+        assert summarise_widths(BITS, BITS, INFO)["bits"]["changed"] == 0

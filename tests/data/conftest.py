@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from fairquant.config import Config
 from fairquant.config.load import parse_config
+from tests.data.server import Server
 
 Rows = list[dict[str, str]]
 
@@ -58,3 +59,13 @@ def folder_config(tmp_path: Path) -> Callable[..., Config]:
         return parse_config({"data": section, "datasets": {"folder": options or {}}, "workers": 1, "debug": debug})
 
     return make
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A local web server (``server.serve(name, body)`` → address); downloads do not pause between attempts."""
+    monkeypatch.setattr("fairquant.data.download.FIRST_PAUSE", 0.0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    running = Server()
+    yield running
+    running.close()

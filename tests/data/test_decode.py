@@ -1,4 +1,5 @@
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,13 @@ def test_unreadable_images_are_named_by_row_without_paths(tmp_path, sources):
     assert errors[100].startswith("UnidentifiedImageError")
     assert errors[300].startswith("FileNotFoundError")
     assert not any(str(tmp_path) in text for text in errors.values())
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_opened_image_gives_the_pixels_of_its_file(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    opened = decode(partial(Image.open, BytesIO((tmp_path / "a.jpg").read_bytes())), 16)
+    assert np.array_equal(opened, decode(tmp_path / "a.jpg", 16))

@@ -15,6 +15,7 @@ from fairquant.models.layers import quantizable_layers
 
 CPU = torch.device("cpu")
 GROUPS = ("light", "medium", "dark × old")
+EVERY = plugins.names("importance")
 
 
 @pytest.fixture
@@ -91,27 +92,30 @@ def test_group_size_does_not_scale_the_map(tiny_model, store):
         np.testing.assert_allclose(raw.layers[layer][0], 10 * many.layers[layer][0], rtol=1e-5)
 
 
-def test_renumbering_the_groups_permutes_the_maps(tiny_model, store):
+@pytest.mark.parametrize("metric", EVERY)
+def test_renumbering_the_groups_permutes_the_maps(tiny_model, store, metric):
     order = [2, 0, 1]
     renumbered = replace(
         store, groups=np.argsort(order)[store.groups], group_names=tuple(GROUPS[index] for index in order)
     )
-    one, two = measure(tiny_model(), store), measure(tiny_model(), renumbered)
+    one, two = (measure(tiny_model(), data, metric=metric) for data in (store, renumbered))
     assert two.groups == tuple(one.groups[index] for index in order)
     assert all(np.array_equal(one.layers[name][order], two.layers[name]) for name in one.layers)
 
 
-def test_one_group_is_enough(tiny_model, store):
+@pytest.mark.parametrize("metric", EVERY)
+def test_one_group_is_enough(tiny_model, store, metric):
     single = replace(store, groups=np.zeros_like(store.groups), group_names=("all",))
-    maps = measure(tiny_model(), single)
+    maps = measure(tiny_model(), single, metric=metric)
     assert maps.groups == ("all",)
     assert maps.counts == (54,)
     assert maps.layers["7"].shape == (1, 2, 32)
 
 
-def test_same_seed_same_bytes_other_seed_other_batches(tiny_model, store, tmp_path):
+@pytest.mark.parametrize("metric", EVERY)
+def test_same_seed_same_bytes_other_seed_other_batches(tiny_model, store, tmp_path, metric):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        measure(tiny_model(), store, seed=seed).save(tmp_path / name)
+        measure(tiny_model(), store, seed=seed, metric=metric).save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
@@ -142,7 +146,8 @@ def test_a_batch_holds_one_group_in_evaluation_mode(tiny_model, store):
     assert model.seen == [(7, False), (7, False), (4, False)] * 3
 
 
-def test_the_model_is_left_as_it_was(tiny_model, store):
+@pytest.mark.parametrize("metric", EVERY)
+def test_the_model_is_left_as_it_was(tiny_model, store, metric):
     model = tiny_model().train()
     model[1].eval()
     model[0].weight.requires_grad_(False)
@@ -150,7 +155,7 @@ def test_the_model_is_left_as_it_was(tiny_model, store):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flags = [parameter.requires_grad for parameter in model.parameters()]
     training = [module.training for module in model.modules()]
-    maps = measure(model, store)
+    maps = measure(model, store, metric=metric)
     assert maps.layers["0"].any()  # a frozen layer is measured all the same
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
@@ -171,10 +176,11 @@ class Failing(nn.Module):
         return self.inner(images) * (float("nan") if self.calls > 3 else 1)
 
 
-def test_nan_names_layer_and_group_and_restores_the_model(tiny_model, store):
+@pytest.mark.parametrize("metric", EVERY)
+def test_nan_names_layer_and_group_and_restores_the_model(tiny_model, store, metric):
     model = Failing(tiny_model()).train()
     with pytest.raises(UserError) as error:
-        measure(model, store)
+        measure(model, store, metric=metric)
     assert str(error.value) == (
         "importance: layer 'inner.0', group 'medium': got NaN or infinite values; allowed: finite ones "
         "(a diverged model, or a learning rate too high in pretrain)"
@@ -189,18 +195,20 @@ def test_a_group_without_training_samples_is_named(tiny_model, store):
         measure(tiny_model(), more)
 
 
-def test_a_layer_the_loss_does_not_depend_on_is_worth_nothing(tiny_model, store):
+@pytest.mark.parametrize("metric", EVERY)
+def test_a_layer_the_loss_does_not_depend_on_is_worth_nothing(tiny_model, store, metric):
     model = nn.ModuleDict({"used": tiny_model(), "spare": nn.Linear(3, 2)})
     model.forward = model["used"].forward
-    maps = measure(model, store)
+    maps = measure(model, store, metric=metric)
     assert not maps.layers["spare"].any()
     assert maps.layers["used.7"].any()
 
 
-def test_validation_and_test_images_are_not_read(tiny_model, store):
+@pytest.mark.parametrize("metric", EVERY)
+def test_validation_and_test_images_are_not_read(tiny_model, store, metric):
     images = np.array(store.images)
     images[store.splits != "train"] = 255
-    one, two = measure(tiny_model(), store), measure(tiny_model(), replace(store, images=images))
+    one, two = (measure(tiny_model(), data, metric=metric) for data in (store, replace(store, images=images)))
     assert all(np.array_equal(one.layers[name], two.layers[name]) for name in one.layers)
 
 
@@ -212,25 +220,27 @@ def test_bfloat16_gives_float32_maps_close_to_fp32(tiny_model, store):
         assert np.corrcoef(value.ravel(), rough.layers[name].ravel())[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("metric", plugins.names("importance"))
+@pytest.mark.parametrize("metric", EVERY)
 def test_every_metric_runs_through_the_loop(tiny_model, store, metric):
     maps = measure(tiny_model(), store, metric=metric)
     assert all(np.isfinite(array).all() and array.any() for array in maps.layers.values())
     assert maps.meta["metric"] == metric
 
 
-def test_a_parametrized_weight_is_measured_where_it_is_stored(tiny_model, store):
+@pytest.mark.parametrize("metric", EVERY)
+def test_a_parametrized_weight_is_measured_where_it_is_stored(tiny_model, store, metric):
     model = tiny_model()
-    plain = measure(model, store)
+    plain = measure(model, store, metric=metric)
     for index in (0, 3):
         nn.utils.parametrize.register_parametrization(model[index], "weight", nn.Identity())
-    maps = measure(model, store)
+    maps = measure(model, store, metric=metric)
     assert all(np.array_equal(plain.layers[name], maps.layers[name]) for name in plain.layers)
 
 
-def test_channels_last_weights_give_the_same_maps(tiny_model, store):
-    one = measure(tiny_model(), store)
-    two = measure(tiny_model().to(memory_format=torch.channels_last), store)
+@pytest.mark.parametrize("metric", EVERY)
+def test_channels_last_weights_give_the_same_maps(tiny_model, store, metric):
+    one = measure(tiny_model(), store, metric=metric)
+    two = measure(tiny_model().to(memory_format=torch.channels_last), store, metric=metric)
     for name in one.layers:
         np.testing.assert_allclose(one.layers[name], two.layers[name], rtol=1e-3, atol=1e-9)
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from fairquant import plugins
-from fairquant.importance.metrics import gradient, grape
+from fairquant.devices import autocast
+from fairquant.importance.metric import Metric, gradients
+from fairquant.importance.metrics import gradient, grape, hawq
 
 EVERY = plugins.names("importance")
 G = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
@@ -20,8 +22,12 @@ def test_grape_by_hand():
     assert grape.score(G, W).tolist() == [[9.0, 1.0], [1.0, 0.0]]
 
 
+def test_hawq_by_hand():
+    assert hawq.score(G, W).tolist() == [[9.0, 0.5], [2.0, 0.0]]
+
+
 def test_the_published_metrics_are_there():
-    assert {"gradient", "grape"} <= set(EVERY)
+    assert {"gradient", "grape", "hawq"} <= set(EVERY)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -48,7 +54,27 @@ def test_every_metric_passes_nan_on(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_metric_has_options(name):
-    assert plugins.load("importance", name).Options() is not None
+    options = plugins.load("importance", name).Options()
+    assert Metric.load(name).options == options
+    assert Metric.load(name, options).name == name
+
+
+def test_what_a_metric_leaves_out_is_filled_in():
+    plain, curved = Metric.load("gradient"), Metric.load("hawq")
+    assert (plain.derivative, plain.forward, plain.averages_derivative) == (gradients, autocast, False)
+    assert (curved.derivative, curved.forward, curved.averages_derivative) == (hawq.derivative, hawq.forward, True)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_prediction_is_of_the_perturbations_shape_and_0_without_one(name):
+    predict = plugins.load("importance", name).predicted_increase
+    w, delta = perturbed((5, 4))
+    maps = np.random.default_rng(1).uniform(size=(3, 5, 4)).astype(np.float32)
+    value = predict(maps, delta, w)
+    assert value.shape == maps.shape and value.dtype == np.float32
+    assert bool((value >= 0).all()) and value.any()
+    assert not predict(maps, np.zeros_like(w), w).any()
+    assert np.array_equal(value[1], predict(maps[1], delta, w))
 
 
 def perturbed(shape):

@@ -50,6 +50,16 @@ def test_backbone_is_loaded_under_a_new_head(hub, make_spec, name, size, head, a
     assert all(torch.equal(got[key], fresh[key]) for key in head)  # the new head is the seed's
 
 
+@pytest.mark.parametrize("seed", [0, 7, 14])
+def test_squeezenet_does_not_start_dead(make_spec, seed):
+    """Seeds 7 and 14 would: a ReLU follows the head, and nothing trains while both logits of all images are 0."""
+    model = build(make_spec("squeezenet1_1", classes=("a", "b")), seed=seed).eval()
+    logits = model(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    assert bool((logits > 0).all())
+    torch.nn.functional.cross_entropy(logits, torch.arange(8) % 2).backward()
+    assert all(bool(parameter.grad.any()) for parameter in model.parameters())
+
+
 def test_the_head_is_kept_for_as_many_classes(hub, make_spec):
     state = published("squeezenet1_1")
     publish(hub, "squeezenet1_1", state)

@@ -1,4 +1,4 @@
-"""Learnable widths: the arithmetic against a float64 brute force, gradients against finite differences, exact starts."""
+"""Learnable widths: arithmetic against a float64 brute force, gradients against the definition, exact starts."""
 
 from __future__ import annotations
 

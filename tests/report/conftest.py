@@ -12,18 +12,32 @@ from fairquant.config import Config
 from fairquant.report.inputs import ReportInputs, plain_params, read_inputs
 
 ACCURACY = {"female × <60": (40, 0.9, 0.875), "female × ≥60": (20, 0.85, 0.7), "male|$x_1$": (60, 0.8, 0.8)}
+P_VALUES = {"female × <60": 1.0, "female × ≥60": 0.0234, "male|$x_1$": 1.0}
 
 CURVE = (
     "epoch,lr,train_loss,val_loss,val_accuracy,val_worst_group_accuracy,val_accuracy male\n"
     "1,0.001,0.69,0.7,0.5,0.4,0.4\n2,0.0005,0.5,0.55,0.75,0.7,0.7\n"
 )
 
+SHARES = {
+    "2bit": {"parameters": 0.2, "channels": 0.25},
+    "4bit": {"parameters": 0.4, "channels": 0.4},
+    "8bit": {"parameters": 0.4, "channels": 0.35},
+}
+
 
 def pair(before: float, after: float) -> dict[str, float]:
     return {"before": before, "after": after, "change": after - before}
 
 
+def around(before: float, after: float) -> dict[str, dict[str, float]]:
+    """An interval of ± 4 points about each value, ± 5 about the change."""
+    widths = {"before": 0.04, "after": 0.04, "change": 0.05}
+    return {name: {"low": v - widths[name], "high": v + widths[name]} for name, v in pair(before, after).items()}
+
+
 def evaluate_metrics() -> dict[str, Any]:
+    """What evaluate writes without resamples, audit and gates."""
     gaps = {
         when: {"avg_minus_worst": gap, "max_minus_min": 2 * gap, "eodd": None}
         for when, gap in (("before", 0.05), ("after", 0.1))
@@ -40,43 +54,82 @@ def evaluate_metrics() -> dict[str, Any]:
             "fp32_mb": 7.5,
             "ratio": 6.0,
             "gbops": 3.5,
-            "avg_bits": {"by_parameter": 5.2, "by_channel": 4.9},
+            "avg_bits": {"by_parameter": 4.8, "by_channel": 4.5},
         },  # fmt: skip
     }
+
+
+def full_metrics() -> dict[str, Any]:
+    """What evaluate writes with everything on: flips, intervals, tests, excessive loss, audit and gates."""
+    metrics = evaluate_metrics()
+    for name, flips in zip(ACCURACY, (1, 3, 2), strict=True):
+        metrics["group"][name]["flips"] = flips
+    metrics["flips"] = {"count": 6, "share": 0.05}
+    undefined = {"low": None, "high": None}
+    metrics["interval"] = {
+        "overall": around(0.84, 0.81),
+        "worst_group": around(0.8, 0.7),
+        "gap": {
+            "avg_minus_worst": around(0.05, 0.1),
+            "max_minus_min": around(0.1, 0.2),
+            "eodd": dict.fromkeys(("before", "after", "change"), undefined),
+        },
+        "group": {name: around(before, after) for name, (_, before, after) in ACCURACY.items()},
+    }
+    metrics["harm"] = {
+        name: {"n": n, "lost": 3, "won": 1, "change": after - before, "p_value": P_VALUES[name] / 3,
+               "p_holm": P_VALUES[name], "harmed": P_VALUES[name] < 0.05}
+        for name, (n, before, after) in ACCURACY.items()
+    }  # fmt: skip
+    metrics["harmed_groups"] = 1
+    metrics["excessive_loss"] = {"group": dict(zip(ACCURACY, (0.01, 0.25, -0.00001), strict=True)), "phi": 0.25001}
+    return metrics
 
 
 def bits_metrics() -> dict[str, Any]:
     return {
         "avg_bits": {"by_parameter": 5.2, "by_channel": 4.9},
-        "size": {"packed_mb": 1.25, "fp32_mb": 7.5, "ratio": 6.0},
-        "gbops": 3.5,
-        "share": {
-            "2bit": {"parameters": 0.2, "channels": 0.25},
-            "4bit": {"parameters": 0.4, "channels": 0.4},
-            "8bit": {"parameters": 0.4, "channels": 0.35},
-        },
+        "size": {"packed_mb": 1.4, "weights_mb": 1.3, "fp32_mb": 7.5, "ratio": 5.4},
+        "gbops": 3.75,
+        "share": SHARES,
     }
 
 
-def write_run(root: Path) -> Path:
-    """Write metrics/ and plots/ of a small run under ``root``."""
-    texts = {
+def quantize_metrics() -> dict[str, Any]:
+    return {
+        "best_epoch": 2,
+        "val_accuracy": 0.8,
+        "val_worst_group_accuracy": 0.7,
+        "bits": {"assigned": 5.2, "final": 4.8, "changed": 0.125},
+        "share": {"3bit": {"parameters": 0.5, "channels": 0.6}, "8bit": {"parameters": 0.5, "channels": 0.4}},
+    }
+
+
+def texts() -> dict[str, str]:
+    return {
         "metrics/pretrain.json": json.dumps({"val": {"accuracy": 0.75}, "best_epoch": 2}),
         "metrics/baseline.json": json.dumps({"test": {"overall_acc": 0.84}}),
         "metrics/bits.json": json.dumps(bits_metrics()),
+        "metrics/quantize.json": json.dumps(quantize_metrics()),
         "metrics/evaluate.json": json.dumps(evaluate_metrics()),
         "plots/bits/layers.csv": "layer,bits,share_2bit,share_4bit,share_8bit\n"
         "conv1,8.0,0.0,0.0,1.0\nlayer1.0.conv1,4.0,0.5,0.25,0.25\nfc,4.0,0.0,1.0,0.0\n",
         "plots/bits/bit_distribution.csv": "layer,kind,parameters,units,n_2bit,n_4bit,n_8bit,avg_bits\n"
         "conv1,conv2d,432,16,0,0,16,8.0\nlayer1.0.conv1,conv2d,2304,16,8,4,4,4.0\nfc,linear,128,2,0,2,0,4.0\n",
-        "plots/evaluate/gap.csv": "metric,model,value\nmax_minus_min,full precision,0.1\n"
-        "max_minus_min,quantized,0.2\neodd,full precision,0.3\n",
+        "plots/quantize/layers.csv": "layer,bits,share_3bit,share_8bit\n"
+        "conv1,8.0,0.0,1.0\nlayer1.0.conv1,4.25,0.75,0.25\nfc,3.0,1.0,0.0\n",
+        "plots/quantize/bit_distribution.csv": "layer,kind,parameters,units,n_3bit,n_8bit,avg_bits\n"
+        "conv1,conv2d,432,16,0,16,8.0\nlayer1.0.conv1,conv2d,2304,16,12,4,4.25\nfc,linear,128,2,2,0,3.0\n",
         "plots/pretrain/curve.csv": CURVE,
         "plots/pretrain/training.log": "epoch 1: ...\nkept epoch 2\n",
         "plots/quantize/curve.csv": CURVE.splitlines()[0] + "\n",
         "plots/quantize/training.log": "nothing was trained\n",
     }
-    for name, content in texts.items():
+
+
+def write_run(root: Path) -> Path:
+    """Write metrics/ and plots/ of a small run under ``root``."""
+    for name, content in texts().items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content, encoding="utf-8")
     return root
@@ -90,5 +143,12 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def inputs(run_folder: Path) -> ReportInputs:
-    """Return the parsed results."""
+    """Return the parsed results of a run without intervals, tests, audit and gates."""
+    return read_inputs(plain_params(Config()), run_folder)
+
+
+@pytest.fixture
+def full_inputs(run_folder: Path) -> ReportInputs:
+    """Return the parsed results of a run with everything on."""
+    (run_folder / "metrics/evaluate.json").write_text(json.dumps(full_metrics()), encoding="utf-8")
     return read_inputs(plain_params(Config()), run_folder)

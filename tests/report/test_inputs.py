@@ -12,17 +12,36 @@ from fairquant.report.inputs import plain_params, read_csv, read_inputs
 def test_everything_is_read(inputs):
     assert inputs.title == "FairQuant report"
     assert inputs.metrics["pretrain"]["best_epoch"] == 2
-    assert [row["layer"] for row in inputs.layers] == ["conv1", "layer1.0.conv1", "fc"]
-    assert inputs.distribution[1]["n_2bit"] == "8"
+    assert inputs.metrics["quantize"]["bits"]["changed"] == 0.125
+    assert [row["layer"] for row in inputs.layers["final"]] == ["conv1", "layer1.0.conv1", "fc"]
+    assert inputs.distribution["assigned"][1]["n_2bit"] == "8"
+    assert inputs.distribution["final"][1]["n_3bit"] == "12"
     assert [len(rows) for rows in inputs.curves.values()] == [2, 0]
     assert inputs.logs["quantize"] == "nothing was trained\n"
 
 
-@pytest.mark.parametrize("name", ["metrics/bits.json", "plots/bits/layers.csv", "plots/pretrain/training.log"])
+FILES = (
+    "metrics/bits.json", "metrics/quantize.json", "plots/bits/layers.csv", "plots/quantize/layers.csv",
+    "plots/quantize/bit_distribution.csv", "plots/pretrain/training.log",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(run_folder, name):
     (run_folder / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name}: not found; run the stage that writes it"):
         read_inputs({}, run_folder)
+
+
+@pytest.mark.parametrize(("text", "got"), [("layer,bits\nconv1,8.0\nfc,4.0\n", "conv1, fc"), ("layer,bits\n", "none")])
+def test_widths_of_other_layers_are_refused(run_folder, text, got):
+    (run_folder / "plots/quantize/layers.csv").write_text(text)
+    with pytest.raises(ArtifactError) as error:
+        read_inputs({}, run_folder)
+    assert str(error.value) == (
+        f"{run_folder}/plots/quantize/layers.csv: got layers {got}; allowed: those of plots/bits/layers.csv, conv1, "
+        "layer1.0.conv1, fc (dvc repro)"
+    )
 
 
 @pytest.mark.parametrize("row", ["1", "1,2,3"])
@@ -37,3 +56,15 @@ def test_params_are_plain_values():
     assert params["seed"] == 3
     assert params["assign"]["bits"] == [2, 4, 8]
     assert set(params) == set(Config.model_fields)
+
+
+def test_options_of_the_chosen_plug_ins_are_filled_in():
+    params = plain_params(Config(reducer="cvar"))
+    assert params["assign"]["reducers"] == {"cvar": {"alpha": 0.5}}
+    assert params["datasets"]["synthderm"]["classes"] == "binary"
+    assert "grape" in params["importance"]["metrics"]
+
+
+def test_options_given_are_kept():
+    params = plain_params(Config(reducer="cvar", assign={"reducers": {"cvar": {"alpha": 0.75}, "max": {}}}))
+    assert params["assign"]["reducers"] == {"cvar": {"alpha": 0.75}, "max": {}}

@@ -17,9 +17,9 @@ class Options(Section):
     """No settings."""
 
 
-def score(gradient: Tensor, weight: Tensor) -> Tensor:
+def score(derivative: Tensor, weight: Tensor) -> Tensor:
     """Return |gradient|, of the weight's shape."""
-    return gradient.abs()
+    return derivative.abs()
 
 
 def predicted_increase(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairquant.config import Section
+from fairquant.importance.metrics._relative import squared_ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,9 @@ class Options(Section):
     """No settings."""
 
 
-def score(gradient: Tensor, weight: Tensor) -> Tensor:
+def score(derivative: Tensor, weight: Tensor) -> Tensor:
     """Return (gradient · weight)², of the weight's shape."""
-    return (gradient * weight).square_()
+    return (derivative * weight).square_()
 
 
 def predicted_increase(
@@ -38,9 +39,4 @@ def predicted_increase(
     >>> predicted_increase(np.float32([4, 0]), np.float32([0.5, 0]), np.float32([2, 0])).tolist()
     [0.25, 0.0]
     """
-    zero = weight == 0
-    moved = int(np.count_nonzero(delta[zero]))
-    if moved:
-        raise ValueError(f"delta: got {moved} non-zero values on weights that are 0; allowed: 0 there")
-    ratio = np.divide(delta, weight, out=np.zeros_like(weight), where=~zero)
-    return importance * np.square(ratio)
+    return importance * squared_ratio(delta, weight)

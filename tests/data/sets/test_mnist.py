@@ -1,4 +1,6 @@
 import gzip
+import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,8 +8,10 @@ import pytest
 from fairquant.config.load import parse_config
 from fairquant.data.prepare import prepare
 from fairquant.data.raw import DataRequest
-from fairquant.data.sets.mnist import Options, load
+from fairquant.data.sets import mnist
+from fairquant.data.sets.mnist import LINKS, Options, load
 from fairquant.errors import DataError
+from tests.data.server import Reply
 
 
 def write(folder, part, n, *, zipped=True, seed=0):
@@ -41,6 +45,80 @@ def test_with_train_the_t10k_files_are_the_test(tmp_path):
     raw = load(DataRequest(tmp_path), Options())
     assert [sample.split for sample in raw.samples] == ["train"] * 40 + ["test"] * 20
     assert len({sample.id for sample in raw.samples}) == 60
+
+
+@pytest.fixture
+def mirror(tmp_path, server, monkeypatch):
+    """Serve the four files of 40 and 20 digits under the links; return the server."""
+    write(tmp_path / "mirror", "train", 40, seed=1)
+    write(tmp_path / "mirror", "t10k", 20)
+    links = []
+    for link in LINKS:
+        data = (tmp_path / "mirror" / link.name).read_bytes()
+        links.append(replace(link, url=server.serve(link.name, data), md5=hashlib.md5(data).hexdigest()))
+    monkeypatch.setattr(mnist, "LINKS", tuple(links))
+    return server
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_four_files_are_fetched_once(tmp_path, mirror):
+    for _ in range(2):
+        raw = load(DataRequest(tmp_path / "raw", download=True), Options())
+        assert [sample.split for sample in raw.samples] == ["train"] * 40 + ["test"] * 20
+    assert names(tmp_path / "raw") == sorted(link.name for link in LINKS)
+    assert [len(found) for found in mirror.requests.values()] == [1, 1, 1, 1]
+
+
+def test_nothing_is_fetched_where_the_t10k_files_are_or_where_it_is_forbidden(tmp_path, mirror):
+    write(tmp_path / "raw", "t10k", 50)
+    assert len(load(DataRequest(tmp_path / "raw", download=True), Options()).samples) == 50
+    with pytest.raises(
+        DataError, match=r"t10k-images-idx3-ubyte.gz not found; expected .* .data.download: true fetches"
+    ):
+        load(DataRequest(tmp_path / "other", download=False), Options())
+    assert not mirror.requests
+
+
+def test_an_interrupted_download_goes_on_with_what_is_missing(tmp_path, mirror):
+    write(tmp_path / "raw", "train", 40, seed=1, zipped=False)
+    raw = load(DataRequest(tmp_path / "raw", download=True), Options())
+    assert len(raw.samples) == 60
+    assert list(mirror.requests) == ["/t10k-images-idx3-ubyte.gz", "/t10k-labels-idx1-ubyte.gz"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply(b"x" * 100, cut=50), "the connection ended after 50 of 100 bytes"),
+        (Reply(gzip.compress(b"other")), "got the md5 .*; expected"),
+        (Reply(status=403), "HTTP 403"),
+    ],
+)
+def test_a_download_that_fails_is_one_line_and_leaves_no_t10k_file(tmp_path, mirror, reply, reason):
+    url = mirror.serve("t10k-labels-idx1-ubyte.gz", reply)
+    with pytest.raises(DataError, match=reason) as caught:
+        load(DataRequest(tmp_path / "raw", download=True), Options())
+    text = str(caught.value)
+    assert "\n" not in text and text.startswith(f"{url}: not fetched (") and f" {tmp_path / 'raw'} " in text
+    assert "expected {t10k,train}-images-idx3-ubyte.gz and {t10k,train}-labels-idx1-ubyte.gz as published" in text
+    assert "t10k-labels-idx1-ubyte.gz" not in names(tmp_path / "raw")
+
+
+def test_a_redirect_and_a_retry(tmp_path, mirror):
+    body = (tmp_path / "mirror" / "train-images-idx3-ubyte.gz").read_bytes()
+    there = mirror.serve("there", Reply(status=503), Reply(body, cut=300), body)
+    mirror.serve("train-images-idx3-ubyte.gz", Reply(status=302, headers={"Location": there}))
+    assert len(load(DataRequest(tmp_path / "raw", download=True), Options()).samples) == 60
+
+
+def test_without_a_network(tmp_path, mirror):
+    mirror.close()
+    with pytest.raises(DataError, match=f"not fetched .Connection refused; 3 attempts.; put it into {tmp_path}/raw by"):
+        load(DataRequest(tmp_path / "raw", download=True), Options())
+    assert names(tmp_path / "raw") == []
 
 
 def damage(path, data):
