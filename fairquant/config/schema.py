@@ -200,7 +200,7 @@ class EvaluateSection(Section):
 
     parity: bool = True
     min_group_size: Int = number(1, ge=1)
-    audit: tuple[Names, ...] = Field(
+    audit: tuple[Annotated[Names, Field(description="a column, or a list of columns")], ...] = Field(
         (), description="a list of columns of the samples table, or of lists of columns for intersections"
     )
     significance: Real = number(0.05, gt=0, lt=1)

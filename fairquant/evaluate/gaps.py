@@ -10,16 +10,17 @@ Sources: [A] Wørgaard & Selvan 2026, arXiv 2602.23192 (EOpp1, EOpp0, EOdd over 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 
 from fairquant.evaluate.groups import Floats, GroupTable, defined
 
 LOG = logging.getLogger(__name__)
 NAMED = 5
-"""How many undefined cells a warning names before it counts the rest."""
+"""How many groups or cells a warning names before it counts the rest."""
 
 LACKING = {
     "accuracy": "samples",
@@ -45,6 +46,30 @@ def each_warning_once() -> Iterator[None]:
         yield
     finally:
         LOG.removeFilter(is_new)
+
+
+def large_enough(members: npt.ArrayLike, *, groups: Sequence[str], minimum: int) -> tuple[bool, ...]:
+    """Return which groups count in worst group and gaps: those with ``minimum`` samples or more.
+
+    One warning names the smaller ones. A group without any sample counts: its rates are undefined, and whoever asks
+    for them says so.
+
+    Args:
+        members: (N,) group of each sample, in [0, G).
+        groups: G names.
+        minimum: samples, >= 1 (evaluate.min_group_size).
+
+    Example:
+        >>> large_enough([0, 0, 1], groups=["x", "y", "z"], minimum=1)
+        (True, True, True)
+    """
+    counts = np.bincount(np.asarray(members, np.int64), minlength=len(groups)).tolist()
+    enough = tuple(not 0 < n < minimum for n in counts)
+    cells = [f"{name!r} ({n})" for name, n, large in zip(groups, counts, enough, strict=True) if not large]
+    if cells:
+        message = "evaluate.min_group_size: fewer than %d samples in %s; left out of worst group and gaps"
+        LOG.warning(message, minimum, _some(cells))
+    return enough
 
 
 def avg_accuracy(table: GroupTable) -> float | None:
@@ -126,9 +151,12 @@ def equalized_odds(table: GroupTable, positive: int) -> float | None:
 def warn_undefined(metric: str, rate: str, cells: list[str], consequence: str) -> None:
     """Log one line that names where ``rate`` is undefined; nothing where ``cells`` is empty."""
     if cells:
-        more = f" and {len(cells) - NAMED} more" if len(cells) > NAMED else ""
-        where = ", ".join(cells[:NAMED])
-        LOG.warning("%s: %s undefined (no %s) in %s%s; %s", metric, rate, LACKING[rate], where, more, consequence)
+        LOG.warning("%s: %s undefined (no %s) in %s; %s", metric, rate, LACKING[rate], _some(cells), consequence)
+
+
+def _some(cells: Sequence[str]) -> str:
+    more = f" and {len(cells) - NAMED} more" if len(cells) > NAMED else ""
+    return ", ".join(cells[:NAMED]) + more
 
 
 def _binary(metric: str, rate: str, table: GroupTable, positive: int) -> float | None:
@@ -145,8 +173,8 @@ def _spread(metric: str, rate: str, values: Floats, table: GroupTable) -> Floats
         for g, k in np.argwhere(~known)
     ]
     warn_undefined(metric, rate, cells, "left out of the gap")
-    high = np.where(known, values, -np.inf).max(axis=0)
-    low = np.where(known, values, np.inf).min(axis=0)
+    high = np.where(known, values, -np.inf).max(axis=0, initial=-np.inf)
+    low = np.where(known, values, np.inf).min(axis=0, initial=np.inf)
     enough = known.sum(axis=0) >= 2
     if not enough.any():
         LOG.warning("%s: undefined, fewer than two groups have a %s; null", metric, rate)

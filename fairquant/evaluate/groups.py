@@ -72,6 +72,18 @@ class GroupTable:
         confusion = counts.astype(np.int64, copy=False).reshape(n_groups, n_classes, n_classes)
         return cls(tuple(groups), tuple(classes), confusion)
 
+    def only(self, chosen: Sequence[bool] | None) -> GroupTable:
+        """Return the table of the ``chosen`` groups (G,); of all where that is None.
+
+        >>> table = GroupTable.count([0, 1], [0, 1], [0, 1], classes=["a", "b"], groups=["x", "y"])
+        >>> table.only([False, True]).groups
+        ('y',)
+        """
+        if chosen is None:
+            return self
+        rows = [g for g, wanted in zip(range(len(self.groups)), chosen, strict=True) if wanted]
+        return GroupTable(tuple(self.groups[g] for g in rows), self.classes, self.confusion[rows])
+
     def named(self, values: Floats | Ints) -> dict[str, float | None]:
         """Return per-group ``values`` (G,) by group name; NaN becomes None."""
         return named(self.groups, values)

@@ -22,6 +22,7 @@ def summarise(
     groups: Sequence[str],
     parity: bool = True,
     positive_class: str | None = None,
+    counted: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of one split; what is undefined is None, with one warning that names it.
 
@@ -32,6 +33,7 @@ def summarise(
         parity: False leaves out every gap between groups.
         positive_class: class of the binary metrics, one-vs-rest; None means the second of two classes, and no
             binary metrics with more.
+        counted: which of the G groups count in worst group and gaps (``gaps.large_enough``); None means all.
 
     Returns:
         ``overall_acc``, ``avg_acc``, ``worst_acc``, ``worst_group``, ``acc_gap``, ``eopp1``, ``eopp0``, ``eodd``,
@@ -46,15 +48,16 @@ def summarise(
     table = GroupTable.count(
         predictions.labels, predictions.predicted, predictions.groups, classes=classes, groups=groups
     )
-    worst = gaps.worst_group(table)
+    counting = table.only(counted)
+    worst = gaps.worst_group(counting)
     summary: dict[str, Any] = {
         "overall_acc": defined(table.overall_accuracy),
         "avg_acc": gaps.avg_accuracy(table),
-        "worst_acc": None if worst is None else float(np.nanmin(table.accuracy)),
+        "worst_acc": None if worst is None else float(np.nanmin(counting.accuracy)),
         "worst_group": worst,
     }
     if parity:
-        summary |= _parity(table, positive)
+        summary |= _parity(counting, positive)
     summary["group"] = _groups(table, positive)
     summary["class"] = _classes(table)
     return summary
@@ -79,6 +82,16 @@ def metric_keys(names: Sequence[str]) -> list[str]:
     if len(set(keys)) != len(keys):
         raise DataError(f"names: got {list(names)}; allowed: names that differ by more than '.' and '·'")
     return keys
+
+
+def pair(before: float | None, after: float | None) -> dict[str, float | None]:
+    """Return a value of two models and its change; None where one is undefined.
+
+    >>> pair(0.5, 0.75), pair(None, 0.75)["change"]
+    ({'before': 0.5, 'after': 0.75, 'change': 0.25}, None)
+    """
+    change = None if before is None or after is None else after - before
+    return {"before": before, "after": after, "change": change}
 
 
 def _parity(table: GroupTable, positive: int | None) -> dict[str, Any]:

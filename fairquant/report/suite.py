@@ -131,9 +131,9 @@ class Summary:
         """Write "mean ± sd", or the mean alone where there is no sd."""
         return show(self.mean) + (f" ± {spread(self.sd)}" if self.sd is not None else "")
 
-    def constant(self) -> Summary:
-        """Return the summary without a deviation where that is exactly 0 (sizes do not vary with the seed)."""
-        return Summary(self.n, self.mean, self.sd or None)
+    def visible(self) -> Summary:
+        """Return the summary without a deviation that two digits do not show (sizes hardly vary with the seed)."""
+        return Summary(self.n, self.mean, self.sd if self.sd is not None and self.sd >= 0.005 else None)
 
 
 def measures(suite: Suite) -> tuple[Measure, ...]:

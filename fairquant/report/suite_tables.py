@@ -47,7 +47,7 @@ def main_table(suite: Suite, comparisons: Sequence[Comparison]) -> Cells:
         count = len(suite.of(method))
         summaries = [summarise(suite, method, m) for m in columns]
         texts = (
-            (summary if m.tested else summary.constant()).text(m.show, m.spread) + "*" * ((m.key, method) in marked)
+            (summary if m.tested else summary.visible()).text(m.show, m.spread) + "*" * ((m.key, method) in marked)
             for m, summary in zip(columns, summaries, strict=True)
         )
         cells.append((method, str(count), *texts) if count else (method, "0", *("–" for _ in columns)))

@@ -111,14 +111,13 @@ class Drive:
         known = {task.name for task in tasks} & set(self.finished())
         if known:
             self.say(f"{len(known)} of {len(tasks)} experiments are finished already")
-        self._mend(tasks, known, fresh=True)
         looks = 0
         while any(task.name not in known and task.name not in self.failed for task in tasks):
+            if looks % ASK_EVERY == 0:
+                self._mend(tasks, known, fresh=looks == 0)
             self.sleep(POLL)
             looks += 1
             self._note(tasks, known)
-            if looks % ASK_EVERY == 0:
-                self._mend(tasks, known)
 
     def _note(self, tasks: Sequence[Task], known: set[str]) -> None:
         """Add what has been finished meanwhile to ``known``, and say so."""
@@ -128,7 +127,7 @@ class Drive:
                 known.add(task.name)
                 self.say(f"finished {task.name} ({len(known)}/{len(tasks)})")
 
-    def _mend(self, tasks: Sequence[Task], known: set[str], *, fresh: bool = False) -> None:
+    def _mend(self, tasks: Sequence[Task], known: set[str], *, fresh: bool) -> None:
         """Queue what is neither finished nor under way, take up what failed or was orphaned, keep workers going.
 
         ``fresh``: what failed in an earlier sitting gets another chance.

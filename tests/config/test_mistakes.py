@@ -56,6 +56,24 @@ MISTAKES = {
     "data: {path: 3}": "data.path: got 3; allowed: text",
     "data: {group: [1]}": "data.group.0: got 1; allowed: text",
     "data: {group: []}": "data.group: got []; allowed: one or several group columns, or null for the default",
+    "evaluate: {audit: [[]]}": "evaluate.audit: got [[]]; allowed: each grouping once, of one or several different "
+    "columns",
+    "evaluate: {audit: [sex, [sex]]}": "evaluate.audit: got ['sex', ['sex']]; allowed: each grouping once, of one or "
+    "several different columns",
+    "evaluate: {audit: [[sex, sex]]}": "evaluate.audit: got [['sex', 'sex']]; allowed: each grouping once, of one or "
+    "several different columns",
+    "evaluate: {audit: 3}": "evaluate.audit: got 3; allowed: a list of columns of the samples table, or of lists of "
+    "columns for intersections",
+    "evaluate: {audit: [3]}": "evaluate.audit.0: got 3; allowed: a column, or a list of columns",
+    "evaluate: {min_group_size: 0}": "evaluate.min_group_size: got 0; allowed: a number in [1, inf)",
+    "evaluate: {significance: 1}": "evaluate.significance: got 1; allowed: a number in (0, 1)",
+    "evaluate: {bootstrap: {resamples: -1}}": "evaluate.bootstrap.resamples: got -1; allowed: a number in [0, 100000]",
+    "evaluate: {bootstrap: {confidence: 95}}": "evaluate.bootstrap.confidence: got 95; allowed: a number in (0.5, 1)",
+    "gates: {gap: 5}": "gates.gap: got 5; allowed: a number in [0, 1]",
+    "gates: {size_mb: 0}": "gates.size_mb: got 0; allowed: a number in (0, inf)",
+    "gates: {harmed_groups: 0.5}": "gates.harmed_groups: got 0.5; allowed: a whole number in [0, inf)",
+    "gates: {worst: 0.1}": "gates.worst: unknown key, got 0.1; allowed: gap | gap_increase | group_drop | "
+    "harmed_groups | overall_drop | size_mb | worst_group_drop",
     "evaluate: {positive_class: 3}": "evaluate.positive_class: got 3; allowed: a class name, or null for the second "
     "of two classes",
     "pretrain: 5": f"pretrain: got 5; allowed: a section with the keys {TRAIN_KEYS}",
@@ -107,6 +125,9 @@ MISTAKES = {
     "quant_mode baq_learnable; allowed: from quantize.baq.bit_min 2 to bit_max 8",
     "{quant_mode: iterative_qat, quantize: {epochs: 2, iterative: {rounds: 3}}}": "quantize.iterative.rounds: got 3 for "
     "2 epochs; allowed: at most one round per epoch (quantize.epochs)",
+    "{evaluate: {parity: false}, gates: {gap: 0.05}}": "gates.gap: got 0.05 with evaluate.parity false; allowed: null",
+    "{evaluate: {parity: false}, gates: {gap_increase: 0}}": "gates.gap_increase: got 0 with evaluate.parity false; "
+    "allowed: null",
     "reducer: subtractive": "assign.reducers.subtractive.unprivileged: got null; allowed: a group name "
     "(reducer: subtractive needs both)",
     "model: {weights: /tmp/x.pt}": "model.weights: got '/tmp/x.pt'; allowed: none | imagenet | a file under "

@@ -7,6 +7,7 @@ import logging
 import fairlearn.metrics as fairlearn
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score
 
 from fairquant.evaluate import gaps
 from fairquant.evaluate.groups import GroupTable
@@ -44,6 +45,59 @@ def test_binary_family_agrees_with_fairlearn(seed):
             metrics=fairlearn.false_positive_rate, y_true=labels, y_pred=predicted, sensitive_features=group
         ).difference()
     )
+
+
+@pytest.mark.parametrize("positive", range(4))
+def test_binary_family_one_against_rest_agrees_with_fairlearn(positive):
+    labels, predicted, group = sample(positive, classes=4)
+    table = table_of(labels, predicted, group, ("a", "b", "c", "d"))
+    one, rest = labels == positive, predicted == positive
+    oracles = {
+        gaps.dp_difference: fairlearn.demographic_parity_difference,
+        gaps.dp_ratio: fairlearn.demographic_parity_ratio,
+        gaps.equal_opportunity: fairlearn.equal_opportunity_difference,
+        gaps.equalized_odds: fairlearn.equalized_odds_difference,
+    }
+    for gap, oracle in oracles.items():
+        assert gap(table, positive) == pytest.approx(oracle(one, rest, sensitive_features=group)), gap.__name__
+    frame = fairlearn.MetricFrame(
+        metrics=fairlearn.false_positive_rate, y_true=one, y_pred=rest, sensitive_features=group
+    )
+    assert gaps.predictive_equality(table, positive) == pytest.approx(frame.difference())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_accuracy_gaps_agree_with_fairlearn(seed):
+    labels, predicted, group = sample(seed, classes=4)
+    table = table_of(labels, predicted, group, ("a", "b", "c", "d"))
+    frame = fairlearn.MetricFrame(metrics=accuracy_score, y_true=labels, y_pred=predicted, sensitive_features=group)
+    assert gaps.max_minus_min(table) == pytest.approx(frame.difference())
+    assert gaps.avg_accuracy(table) == pytest.approx(frame.by_group.mean())
+    assert gaps.avg_minus_worst(table) == pytest.approx(frame.by_group.mean() - frame.group_min())
+
+
+# TPR and FPR of group I are 1 and 0; those of group II differ more in one of the two
+@pytest.mark.parametrize(
+    ("predicted", "tpr_gap", "fpr_gap"), [([1, 0, 0, 0], 0.5, 0.0), ([1, 1, 0, 1], 0.0, 0.5), ([1, 0, 1, 1], 0.5, 1.0)]
+)
+def test_equalized_odds_is_the_larger_gap(predicted, tpr_gap, fpr_gap):
+    labels, group = [1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]
+    table = table_of(labels, [1, 0, *predicted], group, groups=("I", "II"))
+    assert gaps.equal_opportunity(table, 1) == tpr_gap
+    assert gaps.predictive_equality(table, 1) == fpr_gap
+    assert gaps.equalized_odds(table, 1) == max(tpr_gap, fpr_gap)
+    oracle = fairlearn.equalized_odds_difference(labels, [1, 0, *predicted], sensitive_features=group)
+    assert gaps.equalized_odds(table, 1) == oracle
+
+
+@pytest.mark.parametrize(("labels", "rate"), [([1, 1, 0], "tpr"), ([0, 0, 1], "fpr")])
+def test_equalized_odds_needs_both_rates(labels, rate, caplog):
+    # only one group has the other kind: half of the metric is unknown, so the metric is
+    with caplog.at_level(logging.WARNING):
+        table = table_of(labels, [1, 0, 1], [0, 1, 1], groups=("I", "II"))
+        assert gaps.equalized_odds(table, 1) is None
+    other = {"tpr": "fpr", "fpr": "tpr"}[rate]
+    assert f"equalized_odds: undefined, fewer than two groups have a {other}; null" in caplog.messages
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -143,6 +197,42 @@ def test_ratio_without_any_selection_is_undefined(caplog):
         assert gaps.dp_ratio(table, 1) is None
         assert gaps.dp_difference(table, 1) == 0.0
     assert "dp_ratio: undefined, no group is predicted 'malignant'; null" in caplog.text
+
+
+class TestLargeEnough:
+    """Which groups count: evaluate.min_group_size."""
+
+    MEMBERS, GROUPS = [0] * 5 + [1] * 2 + [2], ("I", "II", "III", "nobody")
+
+    def test_one_warning_names_the_small_ones(self, caplog):
+        with caplog.at_level(logging.WARNING):
+            assert gaps.large_enough(self.MEMBERS, groups=self.GROUPS, minimum=3) == (True, False, False, True)
+        text = "fewer than 3 samples in 'II' (2), 'III' (1); left out of worst group and gaps"
+        assert caplog.messages == [f"evaluate.min_group_size: {text}"]
+
+    @pytest.mark.parametrize(("minimum", "counted"), [(2, [True, True, False, True]), (1, [True] * 4)])
+    def test_at_the_minimum_a_group_counts(self, minimum, counted):
+        assert list(gaps.large_enough(self.MEMBERS, groups=self.GROUPS, minimum=minimum)) == counted
+
+    def test_by_default_there_is_no_warning(self, caplog):
+        with caplog.at_level(logging.WARNING):
+            gaps.large_enough(self.MEMBERS, groups=self.GROUPS, minimum=1)
+        assert not caplog.messages
+
+    def test_many_groups_make_one_short_line(self, caplog):
+        with caplog.at_level(logging.WARNING):
+            gaps.large_enough(range(20), groups=[f"g{g}" for g in range(20)], minimum=2)
+        assert "'g4' (1) and 15 more; left out" in caplog.text
+
+
+def test_no_group_at_all():
+    table = table_of([0, 1], [0, 1], [0, 1]).only([False, False, False])
+    assert gaps.worst_group(table) is None
+    assert gaps.avg_accuracy(table) is None
+    for metric in (gaps.eopp1, gaps.eopp0, gaps.eodd, gaps.avg_minus_worst, gaps.max_minus_min):
+        assert metric(table) is None
+    for binary in (gaps.dp_difference, gaps.dp_ratio, gaps.equal_opportunity, gaps.equalized_odds):
+        assert binary(table, 1) is None
 
 
 def test_empty_split():

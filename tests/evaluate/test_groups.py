@@ -78,6 +78,23 @@ def test_by_hand():
     assert table.overall_accuracy == 0.6
 
 
+def test_only_some_groups_is_counting_only_their_samples():
+    labels, predicted, group = sample(2)
+    some = table_of(labels, predicted, group).only([True, False, False, True])
+    assert some.groups == (GROUPS[0], GROUPS[3])
+    member = np.isin(group, [0, 3])
+    expected = table_of(labels[member], predicted[member], group[member])
+    np.testing.assert_array_equal(some.confusion, expected.confusion[[0, 3]])
+    assert some.overall_accuracy == expected.overall_accuracy
+
+
+def test_only_without_a_choice_is_the_table_itself():
+    table = table_of(*sample(2))
+    assert table.only(None) is table
+    with pytest.raises(ValueError, match="zip"):
+        table.only([True])
+
+
 def test_order_of_samples_does_not_matter():
     labels, predicted, group = sample(1)
     order = np.random.default_rng(9).permutation(len(labels))

@@ -58,6 +58,17 @@ def test_parity_false_skips_every_gap():
     assert set(summary) == {"overall_acc", "avg_acc", "worst_acc", "worst_group", "group", "class"}
 
 
+def test_groups_that_do_not_count_are_listed():
+    everything, summary = summarise(HAND, **NAMES), summarise(HAND, counted=(True, False), **NAMES)
+    assert summary["worst_group"] == "female × <60"
+    assert summary["worst_acc"] == 0.75
+    assert summary["acc_gap"] == {"avg_minus_worst": None, "max_minus_min": None}
+    gaps = ("eopp1", "eopp0", "eodd", "dp_difference", "dp_ratio", "equal_opportunity", "equalized_odds")
+    assert [summary[name] for name in gaps] == [None] * len(gaps)
+    for key in ("overall_acc", "avg_acc", "group", "class"):
+        assert summary[key] == everything[key]
+
+
 def test_positive_class_may_be_the_first():
     summary = summarise(HAND, positive_class="benign", **NAMES)
     assert summary["group"]["female × <60"]["selection_rate"] == 0.25

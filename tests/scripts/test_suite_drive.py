@@ -222,7 +222,7 @@ def test_a_running_task_without_worker_is_waited_for_while_its_process_lives(que
     drive = Drive(queue, plan, 1, lambda _: None, queue.step)
     drive.begin()
     for _ in range(5):
-        drive._mend([plan.task("fp32", 0)], set())
+        drive._mend([plan.task("fp32", 0)], set(), fresh=False)
     assert [entry.state for entry in queue.rows.values()] == ["Running"]
 
 

@@ -101,6 +101,8 @@ def test_from_training_to_evaluation(project):
     after = Predictions.load("models/quantized_predictions.safetensors")
     assert evaluate["flips"]["count"] == (before["test"].predicted != after["test"].predicted).sum()
     assert Path("plots/evaluate/gap.csv").exists()
+    assert set(evaluate["interval"]["group"]) == set(evaluate["harm"]) == set(evaluate["excessive_loss"]["group"])
+    assert evaluate["gates"] == {"passed": True, "gate": {}}
 
     first = outputs(project)
     for stage in ("pretrain", "baseline", "importance", "evaluate"):
@@ -143,6 +145,38 @@ def test_missing_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
+
+
+def test_small_groups_audit_and_gates(project):
+    run("pretrain")
+    quantize()
+    rows = Path("data/prepared/samples.csv").read_text(encoding="utf-8").splitlines()
+    ages = ["age v1.0", *("young" if row % 3 else "old" for row in range(len(rows) - 1))]
+    text = "\n".join(f"{row},{age}" for row, age in zip(rows, ages, strict=True)) + "\n"
+    Path("data/prepared/samples.csv").write_text(text, encoding="utf-8")
+    audit = ["age v1.0", ["group_name", "age v1.0"]]
+    gates = {"size_mb": 1e-6, "overall_drop": 1}
+    configure(evaluate={"min_group_size": 5, "audit": audit, "bootstrap": {"resamples": 20}}, gates=gates)
+    run("baseline")
+    run("evaluate")
+    baseline, evaluate = metrics("baseline"), metrics("evaluate")
+    assert evaluate["worst_group"]["before"] == baseline["test"]["worst_acc"]
+    assert list(evaluate["audit"]) == ["age v1·0", "group_name × age v1·0"]
+    assert sum(row["n"] for row in evaluate["audit"]["age v1·0"]["group"].values()) == 16
+    assert len(evaluate["audit"]["group_name × age v1·0"]["group"]) == 4
+    assert {row["counted"] for row in evaluate["audit"]["group_name × age v1·0"]["group"].values()} == {True, False}
+    assert evaluate["gates"]["passed"] is False
+    assert {name: gate["passed"] for name, gate in evaluate["gates"]["gate"].items()} == {
+        "overall_drop": True, "size_mb": False,
+    }  # fmt: skip
+
+
+def test_unknown_audit_column_is_refused_before_the_models_are_read(project, capsys):
+    configure(evaluate={"audit": ["sex"]})
+    with pytest.raises(SystemExit) as exit_:
+        run("evaluate")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == ("error: evaluate.audit: got column 'sex'; allowed: label_name | group_name\n")
 
 
 def test_unknown_positive_class_is_one_line(project, capsys):

@@ -1,0 +1,137 @@
+"""``python -m fairquant.check``: exit codes, what it prints, and records it does not accept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairquant import check
+from fairquant.config.schema import GatesSection
+from fairquant.evaluate.gates import check_gates
+from tests.report.conftest import full_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def record(gates: dict[str, Any]) -> dict[str, Any]:
+    metrics = full_metrics()
+    for row in metrics["group"].values():
+        row["counted"] = True
+    metrics["gates"] = check_gates(metrics, GatesSection(**gates))
+    return metrics
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Return a function that writes params.yaml and the record of a run into the working folder."""
+
+    def write_files(gates: dict[str, Any], metrics: Any) -> None:
+        Path("params.yaml").write_text(yaml.safe_dump({"gates": gates}), encoding="utf-8")
+        Path("metrics/evaluate.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+    monkeypatch.chdir(tmp_path)
+    Path("metrics").mkdir()
+    return write_files
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = check.main(arguments)
+    done = capsys.readouterr()
+    return code, done.out, done.err
+
+
+def test_passed(write, capsys):
+    gates = {"overall_drop": 0.03, "size_mb": 1.25}
+    write(gates, record(gates))
+    code, out, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert "female × ≥60 (worst after)" in out
+    assert "Harmed by the compression (1 of 3 groups): female × ≥60." in out
+    assert "overall_drop" in out
+    assert out.endswith("Passed: 2 of 2 gates.\n")
+
+
+def test_failed(write, capsys):
+    gates = {"overall_drop": 0.03, "worst_group_drop": 0.05, "harmed_groups": 0}
+    write(gates, record(gates))
+    code, out, err = run(capsys)
+    assert (code, err) == (1, "")
+    (line,) = (line.split() for line in out.splitlines() if line.startswith("worst_group_drop"))
+    assert line == ["worst_group_drop", "0.1", "0.05", "FAILED"]
+    assert out.endswith("FAILED: 2 of 3 gates (worst_group_drop, harmed_groups).\n")
+
+
+@pytest.mark.parametrize("old", [record({}), {k: v for k, v in record({}).items() if k != "gates"}])
+def test_without_gates_it_says_so(write, capsys, old):
+    write({"gap": None}, old)
+    code, out, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert "female × ≥60 (worst after)" in out
+    assert out.endswith("No gates are set (params.yaml, section gates).\n")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "message"),
+    [
+        ({"gap": 0.5}, {"gap": 0.1}, "gates.gap: got a record of limit 0.5; allowed: limit 0.1"),
+        ({}, {"gap": 0.1}, "gates.gap: got a record of no limit; allowed: limit 0.1"),
+        ({"size_mb": 2.0}, {}, "gates.size_mb: got a record of limit 2.0; allowed: no limit"),
+    ],
+)
+def test_a_record_of_other_limits_is_refused(write, capsys, recorded, now, message):
+    write(now, record(recorded))
+    assert run(capsys) == (2, "", f"error: metrics/evaluate.json: {message}, as in params.yaml (dvc repro)\n")
+
+
+def test_limits_are_compared_as_they_are_recorded(write, capsys):
+    gates = {"gap": 0.71234567}
+    write(gates, json.loads(json.dumps(record(gates))))
+    assert run(capsys)[0] == 0
+
+
+@pytest.mark.parametrize("broken", [{}, {"group": 3}, {"gates": []}, {"gates": {"gate": {"gap": 1}}}])
+def test_a_record_that_does_not_fit_is_refused(write, capsys, broken):
+    write({}, broken)
+    code, out, err = run(capsys)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: metrics/evaluate.json: got a record that does not fit (")
+    assert err.endswith("; allowed: what the evaluate stage writes (dvc repro)\n")
+
+
+def test_files_may_stand_elsewhere(write, capsys, tmp_path):
+    write({"gap": 1}, record({"gap": 1}))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("params.yaml", "metrics/evaluate.json"):
+        (tmp_path / name).rename(elsewhere / Path(name).name)
+    files = ("--metrics", "elsewhere/evaluate.json", "--params", "elsewhere/params.yaml")
+    assert run(capsys, *files)[0] == 0
+    line = "error: params.yaml: not found; run from the folder that holds params.yaml\n"
+    assert run(capsys) == (2, "", line)
+
+
+def test_no_record_is_one_line(write, capsys):
+    write({}, {})
+    Path("metrics/evaluate.json").unlink()
+    line = "error: metrics/evaluate.json: not found; run the stage that writes it (dvc repro)\n"
+    assert run(capsys) == (2, "", line)
+
+
+def test_as_a_program_without_torch(write, tmp_path):
+    gates = {"overall_drop": 0.01}
+    write(gates, record(gates))
+    (tmp_path / "blocker").mkdir()
+    (tmp_path / "blocker/sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    paths = os.pathsep.join([str(tmp_path / "blocker"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "fairquant.check"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.endswith("FAILED: 1 of 1 gates (overall_drop).\n")
