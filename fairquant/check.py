@@ -56,7 +56,8 @@ def verdict(
     try:
         gates = evaluate.get("gates", {}).get("gate", {})
         _require_same_limits({name: gate["limit"] for name, gate in gates.items()}, limits(section), metrics, params)
-        failed = [name for name, gate in gates.items() if gate["passed"] is not True]
+        _require_true_verdicts(gates, metrics)
+        failed = [name for name, gate in gates.items() if not gate["passed"]]
         parts = [as_text(group_table(evaluate)), harmed_line(evaluate), as_text(gate_table(evaluate)) if gates else ""]
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"a record that does not fit ({type(error).__name__}: {error})"
@@ -72,6 +73,17 @@ def _require_same_limits(recorded: Mapping[str, float], now: Mapping[str, float]
             texts = ["no limit" if limit is None else f"limit {limit}" for limit in (old, new)]
             raise ArtifactError(
                 f"{metrics}: gates.{name}: got a record of {texts[0]}; allowed: {texts[1]}, as in {params} (dvc repro)"
+            )
+
+
+def _require_true_verdicts(gates: Mapping[str, Any], metrics: str) -> None:
+    """Raise ``ArtifactError`` where a recorded verdict is not what value and limit say: somebody wrote it by hand."""
+    for name, gate in gates.items():
+        value, limit, passed = gate["value"], gate["limit"], gate["passed"]
+        if passed is not (value is not None and value <= limit):
+            raise ArtifactError(
+                f"{metrics}: gates.{name}: got passed {passed!r} for value {value} and limit {limit}; allowed: what "
+                "the evaluate stage writes (dvc repro)"
             )
 
 

@@ -29,8 +29,7 @@ def main(config: Config) -> None:
     before = Predictions.load("models/baseline_predictions.safetensors")
     metrics = evaluation(before, after, section=section, groupings=audited)
     cost = summarise_bits(bits, describe(build(spec, seed=0), spec))
-    size = {name: cost["size"][name] for name in ("packed_mb", "fp32_mb", "ratio")}
-    metrics["cost"] = {**size, "avg_bits": cost["avg_bits"], "gbops": cost["gbops"]}
+    metrics["cost"] = {**cost["size"], "avg_bits": cost["avg_bits"], "gbops": cost["gbops"]}
     metrics["gates"] = check_gates(metrics, config.gates)
     after.save("models/quantized_predictions.safetensors")
     write_plots("plots/evaluate", metrics)

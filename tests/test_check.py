@@ -90,6 +90,21 @@ def test_a_record_of_other_limits_is_refused(write, capsys, recorded, now, messa
     assert run(capsys) == (2, "", f"error: metrics/evaluate.json: {message}, as in params.yaml (dvc repro)\n")
 
 
+@pytest.mark.parametrize("passed", [True, False, None, 1])
+def test_a_verdict_that_value_and_limit_contradict_is_refused(write, capsys, passed):
+    gates = {"worst_group_drop": 0.05}
+    metrics = record(gates)
+    assert metrics["gates"]["gate"]["worst_group_drop"] == {"value": 0.1, "limit": 0.05, "passed": False}
+    metrics["gates"]["gate"]["worst_group_drop"]["passed"] = passed
+    write(gates, metrics)
+    code, out, err = run(capsys)
+    if passed is False:
+        assert code == 1
+    else:
+        text = f"gates.worst_group_drop: got passed {passed!r} for value 0.1 and limit 0.05; allowed: what the evaluate"
+        assert (code, out, err) == (2, "", f"error: metrics/evaluate.json: {text} stage writes (dvc repro)\n")
+
+
 def test_limits_are_compared_as_they_are_recorded(write, capsys):
     gates = {"gap": 0.71234567}
     write(gates, json.loads(json.dumps(record(gates))))

@@ -72,6 +72,12 @@ def groupings(wanted: Sequence[Sequence[str]], columns: Mapping[str, Sequence[st
     for name in (column for names in wanted for column in names):
         if name not in allowed:
             raise ConfigError(f"evaluate.audit: got column {name!r}; allowed: {' | '.join(allowed)}")
+    for names in wanted:
+        same = [list(other) for other in wanted if _key(other) == _key(names)]
+        if len(same) > 1:
+            raise ConfigError(
+                f"evaluate.audit: got {same[0]} and {same[1]}, both called {_key(names)!r}; allowed: different names"
+            )
     return tuple(_grouping(names, columns) for names in wanted)
 
 
@@ -106,6 +112,10 @@ def audit(
         key: _audit(*_regrouped(grouping, before, after), classes=classes, section=section, name=key)
         for key, grouping in zip(keys, groupings, strict=True)
     }
+
+
+def _key(names: Sequence[str]) -> str:
+    return metric_keys([group_name(names)])[0]
 
 
 def _grouping(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> Grouping:

@@ -2,9 +2,10 @@
 
 Within a group only the samples on which exactly one model is right say which model is better. Were the two equally
 good, each such sample would be lost or won with probability 1/2, so that lost ~ Binomial(lost + won, 1/2): McNemar's
-test (McNemar 1947, Psychometrika 12:153-157) in its exact two-sided form, right for few samples too. Testing G groups
-at once would call some harmed by chance; Holm's step-down correction (Holm 1979, Scand. J. Statist. 6:65-70)
-keeps the probability of even one false alarm at ``significance``, whatever the dependence between groups:
+test (McNemar 1947, Psychometrika 12:153-157) in its exact two-sided form, which never exceeds its level, at the price
+of being cautious with few samples (Fagerland et al. 2013, BMC Med. Res. Methodol. 13:91, compare it with mid-p).
+Testing G groups at once would call some harmed by chance; Holm's step-down correction (Holm 1979, Scand. J. Statist.
+6:65-70) keeps the probability of even one false alarm at ``significance``, whatever the dependence between groups:
     p_holm of the i-th smallest p = max over j <= i of min(1, (m - j + 1) p_j),  m groups with samples
 """
 

@@ -20,13 +20,20 @@ from fairquant.evaluate.summary import metric_keys
 from fairquant.predictions import SplitPredictions
 
 
-def excessive_loss(before: SplitPredictions, after: SplitPredictions, *, groups: Sequence[str]) -> dict[str, Any]:
+def excessive_loss(
+    before: SplitPredictions,
+    after: SplitPredictions,
+    *,
+    groups: Sequence[str],
+    counted: Sequence[bool] | None = None,
+) -> dict[str, Any]:
     """Return each group's excessive loss and the largest difference between two groups.
 
     Args:
         before: predictions of the full-precision model.
         after: predictions of the quantized model on the same samples.
         groups: G group names.
+        counted: (G,), False for groups too small to count in phi; None counts all.
 
     Returns:
         ``group`` by name, in nats per sample (negative where the loss fell), and ``phi`` >= 0. A group without
@@ -49,7 +56,8 @@ def excessive_loss(before: SplitPredictions, after: SplitPredictions, *, groups:
     values[~np.isfinite(values)] = np.nan
     warn_null("excessive_loss", "no samples", groups, counts == 0)
     warn_null("excessive_loss", "loss not finite", groups, np.isnan(values) & (counts > 0))
-    known = values[~np.isnan(values)]
+    counts_in_phi = np.ones(len(groups), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
+    known = values[~np.isnan(values) & counts_in_phi]
     if len(known) < 2:
         LOG.warning("excessive_loss.phi: undefined, fewer than two groups have a loss; null")
     return {

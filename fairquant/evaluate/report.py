@@ -155,7 +155,7 @@ def _statistics(
     if section.bootstrap.resamples:
         result["interval"] = intervals(before, after, groups=groups, **options, **section.bootstrap.model_dump())
     result |= harm(compare(before, after, groups=groups), significance=section.significance)
-    return result | {"excessive_loss": excessive_loss(before, after, groups=groups)}
+    return result | {"excessive_loss": excessive_loss(before, after, groups=groups, counted=options["counted"])}
 
 
 def _mark_counted(rows: Mapping[str, dict[str, Any]], counted: Sequence[bool]) -> None:

@@ -33,7 +33,7 @@ def summarise(
         parity: False leaves out every gap between groups.
         positive_class: class of the binary metrics, one-vs-rest; None means the second of two classes, and no
             binary metrics with more.
-        counted: which of the G groups count in worst group and gaps (``gaps.large_enough``); None means all.
+        counted: which of the G groups count in average, worst group and gaps (``gaps.large_enough``); None means all.
 
     Returns:
         ``overall_acc``, ``avg_acc``, ``worst_acc``, ``worst_group``, ``acc_gap``, ``eopp1``, ``eopp0``, ``eodd``,
@@ -52,7 +52,7 @@ def summarise(
     worst = gaps.worst_group(counting)
     summary: dict[str, Any] = {
         "overall_acc": defined(table.overall_accuracy),
-        "avg_acc": gaps.avg_accuracy(table),
+        "avg_acc": gaps.avg_accuracy(counting),
         "worst_acc": None if worst is None else float(np.nanmin(counting.accuracy)),
         "worst_group": worst,
     }

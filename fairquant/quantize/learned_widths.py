@@ -40,7 +40,7 @@ STRETCH = 0.1
 ENDS = (math.log(STRETCH / (1 + STRETCH)), math.log((1 + STRETCH) / STRETCH))
 """The logits at which the squash is exactly 0 and 1."""
 INWARD = 1 - 2.0**-19
-"""The largest weight lies half a step beyond code M: a hair less, so that it rounds to M and nothing need be clipped."""
+"""The largest weight lies half a step beyond code M: a hair less, so that it rounds to M and nothing is clipped."""
 LARGEST_DEAD_ZONE = 2.0
 """In steps; half of it is plain rounding."""
 

@@ -59,7 +59,7 @@ def as_latex(cells: Sequence[Sequence[str]], *, caption: str, label: str) -> str
       \end{tabular}
     \end{table}
     """
-    head, *rows = [" & ".join(_cell(cell) for cell in row) + r" \\" for row in cells]
+    head, *rows = [_guarded(" & ".join(_cell(cell) for cell in row)) + r" \\" for row in cells]
     return "\n".join(
         [
             r"\begin{table}",
@@ -76,6 +76,11 @@ def as_latex(cells: Sequence[Sequence[str]], *, caption: str, label: str) -> str
             r"\end{table}",
         ]
     )
+
+
+def _guarded(row: str) -> str:
+    """After a line's end LaTeX reads ``[`` and ``*`` as its arguments; an empty group in front stops that."""
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def _cell(text: str) -> str:

@@ -111,20 +111,21 @@ MISTAKES = {
     "assign: {bits: [4, 4, 8]}": "assign.bits: got [4, 4, 8]; allowed: each bit-width once",
     "data: {val_fraction: 0.6, test_fraction: 0.5}": "data.val_fraction + data.test_fraction: got 0.6 + 0.5; "
     "allowed: a sum below 1",
-    "{quant_mode: baq_learnable, granularity: per_param}": "granularity: got 'per_param' with quant_mode baq_learnable; "
-    "allowed: per_tensor | per_channel (a learned width for every single weight is not a format)",
-    "quantize: {baq: {bit_min: 8, bit_max: 4}}": "quantize.baq.bit_min: got 8 above bit_max 4; allowed: at most bit_max",
+    "{quant_mode: baq_learnable, granularity: per_param}": "granularity: got 'per_param' with quant_mode "
+    "baq_learnable; allowed: per_tensor | per_channel (a learned width for every single weight is not a format)",
+    "quantize: {baq: {bit_min: 8, bit_max: 4}}": "quantize.baq.bit_min: got 8 above bit_max 4; "
+    "allowed: at most bit_max",
     "quantize: {baq: {bit_min: 1}}": "quantize.baq.bit_min: got 1; allowed: a number in [2, 16]",
-    "quantize: {baq: {target_bits: 9}}": "quantize.baq.target_bits: got 9; allowed: null, or a number from bit_min 2 to "
-    "bit_max 8",
+    "quantize: {baq: {target_bits: 9}}": "quantize.baq.target_bits: got 9; allowed: null, or a number from bit_min 2 "
+    "to bit_max 8",
     "{quant_mode: baq_learnable, quantize: {scale: mse}}": "quantize.scale: got 'mse' with quant_mode baq_learnable, "
     "which sets its own step sizes; allowed: absmax",
     "{quant_mode: baq_learnable, assign: {bits: [2, 4, 16]}}": "assign.bits: got 16 with quant_mode baq_learnable; "
     "allowed: from quantize.baq.bit_min 2 to bit_max 8",
     "{quant_mode: baq_learnable, allocator: uniform, assign: {uniform_bits: 1}}": "assign.uniform_bits: got 1 with "
     "quant_mode baq_learnable; allowed: from quantize.baq.bit_min 2 to bit_max 8",
-    "{quant_mode: iterative_qat, quantize: {epochs: 2, iterative: {rounds: 3}}}": "quantize.iterative.rounds: got 3 for "
-    "2 epochs; allowed: at most one round per epoch (quantize.epochs)",
+    "{quant_mode: iterative_qat, quantize: {epochs: 2, iterative: {rounds: 3}}}": "quantize.iterative.rounds: got 3 "
+    "for 2 epochs; allowed: at most one round per epoch (quantize.epochs)",
     "{evaluate: {parity: false}, gates: {gap: 0.05}}": "gates.gap: got 0.05 with evaluate.parity false; allowed: null",
     "{evaluate: {parity: false}, gates: {gap_increase: 0}}": "gates.gap_increase: got 0 with evaluate.parity false; "
     "allowed: null",

@@ -151,3 +151,12 @@ def test_other_samples_are_refused():
     after = SplitPredictions(after.logits, 1 - after.labels, after.groups, after.indices)
     with pytest.raises(ArtifactError, match="samples whose labels differ"):
         audit(before, after, groupings=groupings([("sex",)], table()), classes=CLASSES, section=PLAIN)
+
+
+def test_groupings_of_the_same_name_are_refused():
+    columns = {"a": ["1"], "b × c": ["1"], "a × b": ["1"], "c": ["1"]}
+    with pytest.raises(ConfigError) as error:
+        groupings([("a", "b × c"), ("a × b", "c")], columns)
+    assert str(error.value) == (
+        "evaluate.audit: got ['a', 'b × c'] and ['a × b', 'c'], both called 'a × b × c'; allowed: different names"
+    )

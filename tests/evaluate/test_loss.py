@@ -45,6 +45,15 @@ def test_equals_torch():
     json.dumps(result, allow_nan=False)
 
 
+def test_groups_too_small_are_listed_and_left_out_of_phi():
+    before, after = pair()
+    everything = excessive_loss(before, after, groups=GROUPS)
+    result = excessive_loss(before, after, groups=GROUPS, counted=(True, False, True))
+    assert result["group"] == everything["group"]
+    values = list(everything["group"].values())
+    assert result["phi"] == pytest.approx(abs(values[0] - values[2]))
+
+
 def test_by_hand():
     # equal logits cost log 2; a wrong lead of log 3 costs log 4
     logits = np.array([[0, 0], [math.log(3), 0]], np.float64)

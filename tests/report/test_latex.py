@@ -43,6 +43,12 @@ def test_a_sign_before_a_number_is_a_minus():
     assert r"    $-$ & -- \\" in lines
 
 
+@pytest.mark.parametrize("name", ["[0, 18)", "*unknown"])
+def test_a_name_is_not_read_as_an_argument_of_the_line_end(name):
+    table = as_latex([("group", "n"), ("a", "1"), (name, "2")], caption="c", label="l")
+    assert f"    {{}}{name} & 2" in table.splitlines()[9]
+
+
 def test_table_has_booktabs_rules_and_as_many_columns_as_the_header():
     text = as_latex(CELLS, caption="50 % of it", label="tab:x")
     assert r"\begin{tabular}{lr}" in text

@@ -97,7 +97,8 @@ def test_from_training_to_evaluation(project):
     assert list(evaluate["group"]) == KEYS
     assert evaluate["cost"]["avg_bits"] == {"by_parameter": 4.0, "by_channel": 4.0}
     assert 4 < evaluate["cost"]["ratio"] < 8
-    assert set(evaluate["cost"]) == {"packed_mb", "fp32_mb", "ratio", "avg_bits", "gbops"}
+    parts = {f"{name}_mb" for name in ("packed", "weights", "scales", "width_map", "rest", "reference", "fp32")}
+    assert set(evaluate["cost"]) == {*parts, "ratio", "avg_bits", "gbops"}
     after = Predictions.load("models/quantized_predictions.safetensors")
     assert evaluate["flips"]["count"] == (before["test"].predicted != after["test"].predicted).sum()
     assert Path("plots/evaluate/gap.csv").exists()
