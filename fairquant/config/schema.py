@@ -145,11 +145,11 @@ class BaqSection(Section):
 
     bit_min: Int = number(2, ge=2, le=16)
     bit_max: Int = number(8, ge=2, le=16)
-    logit_lr: Real = number(0.05, gt=0)
+    logit_lr: Real = number(0.02, gt=0)
     regularizer: Literal["budget", "pull"] = "budget"
     target_bits: Real | None = number(None, ge=2, le=16)
     bits_weight: Real = number(0.1, ge=0)
-    learn_share: Real = number(0.7, gt=0, le=1)
+    learn_share: Real = number(0.5, gt=0, le=1)
 
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> BaqSection:

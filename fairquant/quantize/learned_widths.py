@@ -17,7 +17,7 @@ gradient of the loss with respect to ŵ, the straight-through estimates are
 
 Σ g·e is the derivative of the loss along the unit's own quantization error: to second order g·e = g(w)·e + eᵀHe, what
 the error costs. A unit whose error costs the task or a group much asks for bits; one whose error costs nothing lets
-them go.
+them go (``train.width_control`` says how that is told from the noise of batches).
 """
 
 from __future__ import annotations
@@ -179,12 +179,16 @@ class LearnedWidthQuantizer(nn.Module):
             self.b_logit.copy_(unsquash((widths - self.bit_min) / (self.bit_max - self.bit_min)))
 
     @torch.no_grad()
-    def saving(self) -> Tensor:
-        """Return −Σ_u ∂L/∂b_u from the gradients at hand: what one more bit for every unit would save."""
-        if self.b_logit.grad is None:
-            return self.b_logit.new_zeros(())
-        slope = (self.bit_max - self.bit_min) * squash_slope(self.b_logit)
-        return -(self.b_logit.grad / slope.clamp_min(torch.finfo(slope.dtype).tiny)).sum()
+    def slope(self) -> Tensor:
+        """Return ∂b/∂b_logit, (out | 1,), positive."""
+        span = self.bit_max - self.bit_min
+        return (span * squash_slope(self.b_logit)).clamp_min(torch.finfo(self.b_logit.dtype).tiny)
+
+    @torch.no_grad()
+    def rate(self) -> Tensor:
+        """Return −∂L/∂b for each unit of Σ g·e: ln 2 · (M + 1) / (M + ρ/2), (out | 1,)."""
+        largest = torch.pow(2.0, self.widths.round() - 1) - 1
+        return math.log(2) * (largest + 1) / (largest + self.dead_zone / 2)
 
     @torch.no_grad()
     def project(self) -> None:

@@ -46,43 +46,80 @@ def test_widths_move_and_land_on_the_target(network, store, section):
     assert (now != np.concatenate(list(START.values()))).mean() >= 0.2
     got = average(model)
     assert got <= 5.0 and (5.0 - got) * 270 < 54  # 270 parameters, the largest unit has 54
-    assert history.best_epoch >= 28  # the widths land after 70 % of the steps; only later epochs are kept
+    assert history.best_epoch >= 20  # the widths land after half of the steps; only later epochs are kept
 
 
 def test_the_default_target_is_the_assigned_average(network):
     assert prepared(network)[1].target == pytest.approx(BitMap("per_channel", START).average(SHAPES))
 
 
-def test_the_first_price_is_what_the_gradients_say(network):
+def along_error(control, logits_gradient):
+    """Σ g·e of every unit, from gradients of the width logits without a controller."""
+    found = {}
+    for name, quantizer in control.quantizers.items():
+        found[name] = -logits_gradient[name] / (quantizer.slope() * quantizer.rate())
+    return found
+
+
+def gradients(model, images, labels):
+    model.zero_grad()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    return {name: q.b_logit.grad.clone() for name, q in learned_quantizers(model).items()}
+
+
+def test_the_drive_is_the_scatter_less_the_price(network):
+    """−rate · B · (Σ g·e)² + π n_u / N per unit and bit, against the plain gradients of the same batch."""
+    plain, _ = prepared(network, regularizer="pull")
+    model, control = prepared(network)
+    images, labels = torch.randn(32, 3, 8, 8), torch.randint(0, 2, (32,))
+    plain.eval(), model.eval()
+    z = along_error(control, gradients(plain, images, labels))
+    control.begin(1, 100)
+    control.price = torch.tensor(0.7)
+    control.term(torch.zeros(32, 2), labels, labels, 2)
+    for name, gradient in gradients(model, images, labels).items():
+        quantizer = control.quantizers[name]
+        expected = (0.7 * SIZES[name] / 270 - quantizer.rate() * 32 * z[name] ** 2) * quantizer.slope()
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_the_scatter_measures_the_curvature():
+    """Softmax regression at its own optimum: B · mean z² against eᵀHe by autograd, over many batches of drawn labels."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 3, bias=False).double()
+    images = torch.randn(4000, 6, dtype=torch.float64)
+    labels = torch.distributions.Categorical(logits=layer(images).detach()).sample()  # the model is fitted
+    error = 0.05 * torch.randn(3, 6, dtype=torch.float64)
+
+    def loss(weight):
+        return nn.functional.cross_entropy(images @ weight.T, labels)
+
+    hessian = torch.autograd.functional.hessian(loss, layer.weight.detach()).reshape(18, 18)
+    curvature = error.flatten() @ hessian @ error.flatten()
+    z = []
+    for start in range(0, 4000, 20):
+        part = nn.functional.cross_entropy(layer(images[start : start + 20]), labels[start : start + 20])
+        z.append((torch.autograd.grad(part, layer.weight)[0] * error).sum())
+    assert (20 * torch.stack(z).square().mean() / curvature).item() == pytest.approx(1, abs=0.25)
+
+
+def test_the_first_price_is_what_the_first_batches_would_save(network):
     model, control = prepared(network)
     control.begin(1, 100)
-    images, labels = torch.randn(32, 3, 8, 8), torch.randint(0, 2, (32,))
     savings = []
     for step in range(1, PRICING_STEPS + 1):
-        model.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
-        (loss + control.term(model(images), labels, labels, 2)).backward()
-        savings.append(sum(q.saving().item() for q in learned_quantizers(model).values()))
+        price = control.price.clone()
+        images, labels = torch.randn(32, 3, 8, 8), torch.randint(0, 2, (32,))
+        control.term(torch.zeros(32, 2), labels, labels, 2)
+        found = gradients(model, images, labels)
+        driven = sum((g / control.quantizers[name].slope()).sum() for name, g in found.items())
+        savings.append((price - driven).item())  # Σ_u (π n_u / N − saving_u) = π − Σ saving
         control.after_step(step)
-    assert savings[0] != 0
-    expected = max(np.mean(savings), 0.1 * np.mean(np.abs(savings)))
-    assert control.price.item() == pytest.approx(expected, rel=1e-4)
+    assert control.price.item() == pytest.approx(np.mean(savings), rel=1e-3)
     before = control.price.item()
     learned_quantizers(model)["5"].set_widths(torch.tensor([8, 8]))
     control.after_step(PRICING_STEPS + 1)
     assert control.price.item() > before  # above the target: bits get dearer
-
-
-def test_the_price_lowers_widths_that_save_nothing(network):
-    """With no task loss at all the price alone acts: every width falls."""
-    model, control = prepared(network)
-    control.begin(1, 1000)
-    control.step, control.price = PRICING_STEPS, torch.tensor(1.0)
-    control.term(torch.zeros(2, 2), torch.zeros(2), torch.zeros(2), 2).backward()
-    for quantizer in learned_quantizers(model).values():
-        assert (quantizer.b_logit.grad > 0).all()
-    total = sum((q.b_logit.grad / (6 * 0.3)).sum() for q in learned_quantizers(model).values())
-    assert 0 < total.item() <= 1.0  # Σ n_u / N is 1, slopes are at most 0.3
 
 
 def test_the_pull_brings_widths_back(network):
@@ -116,7 +153,7 @@ def test_bits_go_where_the_error_costs():
         images = torch.randn(32, 64)
         optimizer.zero_grad()
         error = (gains * (model(images) - images @ teacher.T)).square().mean()
-        (error + control.term(images, images[0], images[0], 2)).backward()
+        (error + control.term(images, images[:, 0], images[:, 0], 2)).backward()
         optimizer.step()
         control.after_step(step)
     widths = learned_quantizers(model)["0"].bits().tolist()
