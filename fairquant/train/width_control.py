@@ -6,9 +6,9 @@ Objective: CE + λ_f · fairness + R, where R is one of
   its price π n_u / N, the optimality condition of the allocation under the budget.
 - pull: R = λ_b · Σ_u n_u (b_u − b_u⁰)² / Σ_u n_u, towards the assigned widths (Wørgaard & Selvan 2026).
 
-Under a budget the saving of a bit must be told from noise. With e_u a unit's quantization error and g the gradient of a
-batch of B samples, the loss reaches the width through the scalar z = g·e_u (``quantize.learned_widths``). Its mean, the
-first-order derivative, is small beside its scatter: near a minimum E[z] ≈ eᵀHe but sd(z) ≈ √(eᵀFe / B), so one unit's
+Under a budget the saving of a bit must be told from noise. With e_u a unit's quantization error and g the gradient of
+a batch of B samples, the loss reaches the width through the scalar z = g·e_u (``quantize.learned_widths``). Its mean,
+the first-order derivative, is small beside its scatter: near a minimum E[z] ≈ eᵀHe but sd(z) ≈ √(eᵀFe / B), so one unit's
 widths would walk at random. The scatter itself is the answer: B · E[z²] ≈ eᵀFe, with F the Fisher matrix, which equals H
 for the cross-entropy of a fitted model (Martens 2020, "New insights and perspectives on the natural gradient method"),
 and is known to 20 % after 50 batches. So ∂L/∂b = −c · z with c = ln 2 · (M + 1)/(M + ρ/2) becomes −c · B z². z is taken
@@ -62,7 +62,7 @@ class WidthControl(Hooks):
         self.step = self.last_learning_step = self.steps_per_epoch = self.batch = 0
         if section.regularizer == "budget":
             for name, quantizer in self.quantizers.items():
-                quantizer.b_logit.register_hook(partial(self._curvature, name))
+                quantizer.b_logit.register_hook(partial(self._curvature, name))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def average(self) -> Tensor:

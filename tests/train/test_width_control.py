@@ -84,7 +84,7 @@ def test_the_drive_is_the_scatter_less_the_price(network):
 
 
 def test_the_scatter_measures_the_curvature():
-    """Softmax regression at its own optimum: B · mean z² against eᵀHe by autograd, over many batches of drawn labels."""
+    """Softmax regression fitted to its labels: B · mean z² against eᵀHe by autograd, over many batches."""
     torch.manual_seed(0)
     layer = nn.Linear(6, 3, bias=False).double()
     images = torch.randn(4000, 6, dtype=torch.float64)
