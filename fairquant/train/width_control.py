@@ -8,11 +8,12 @@ Objective: CE + λ_f · fairness + R, where R is one of
 
 Under a budget the saving of a bit must be told from noise. With e_u a unit's quantization error and g the gradient of
 a batch of B samples, the loss reaches the width through the scalar z = g·e_u (``quantize.learned_widths``). Its mean,
-the first-order derivative, is small beside its scatter: near a minimum E[z] ≈ eᵀHe but sd(z) ≈ √(eᵀFe / B), so one unit's
-widths would walk at random. The scatter itself is the answer: B · E[z²] ≈ eᵀFe, with F the Fisher matrix, which equals H
-for the cross-entropy of a fitted model (Martens 2020, "New insights and perspectives on the natural gradient method"),
-and is known to 20 % after 50 batches. So ∂L/∂b = −c · z with c = ln 2 · (M + 1)/(M + ρ/2) becomes −c · B z². z is taken
-from the whole objective: an error that moves the gap between the groups is paid for like one that moves the task.
+the first-order derivative, is small beside its scatter: near a minimum E[z] ≈ eᵀHe but sd(z) ≈ √(eᵀFe / B), so one
+unit's width would walk at random. The scatter itself is the answer: B · E[z²] ≈ eᵀFe, with F the Fisher matrix, which
+equals H for the cross-entropy of a fitted model (Martens 2020, "New insights and perspectives on the natural gradient
+method", JMLR 21), and is known to 20 % after 50 batches. So ∂L/∂b = −c · z with c = ln 2 · (M + 1)/(M + ρ/2) becomes
+−c · B z². z is taken from the whole objective: an error that moves the gap between the groups is paid for like one that
+moves the task.
 
 π starts at what the first batches say one more bit everywhere would save and follows the drift of the average:
 π ← π · exp(κ · drift per step). What is left of the drift is taken back after every step by shifting all widths by one
