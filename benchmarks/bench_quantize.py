@@ -25,7 +25,7 @@ from fairquant.config.schema import BaqSection, TrainSection
 from fairquant.models.layers import quantizable_layers
 from fairquant.quantize.attach import attach_learned, quantize_model
 from fairquant.train.schedule import make_optimizer
-from fairquant.train.width_control import WidthControl
+from fairquant.train.width_control import PRICING_STEPS, WidthControl
 
 WIDTHS, SHARES = (2, 4, 8), (0.2, 0.4, 0.4)
 
@@ -72,6 +72,8 @@ def learner(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Cal
         optimizer.step()
         control.after_step(next(steps))
 
+    for _ in range(PRICING_STEPS):  # once a run: no step like the others
+        step()
     return step
 
 
