@@ -179,22 +179,19 @@ class LearnedWidthQuantizer(nn.Module):
             self.b_logit.copy_(unsquash((widths - self.bit_min) / (self.bit_max - self.bit_min)))
 
     @torch.no_grad()
-    def slope(self) -> Tensor:
-        """Return ∂b/∂b_logit, (out | 1,), positive."""
+    def slope(self, logit: Tensor | None = None) -> Tensor:
+        """Return ∂b/∂b_logit, positive, at ``logit`` (by default the module's own)."""
         span = self.bit_max - self.bit_min
-        return (span * squash_slope(self.b_logit)).clamp_min(torch.finfo(self.b_logit.dtype).tiny)
+        slope = span * squash_slope(self.b_logit if logit is None else logit)
+        return slope.clamp_min(torch.finfo(slope.dtype).tiny)
 
     @torch.no_grad()
-    def rate(self) -> Tensor:
-        """Return −∂L/∂b for each unit of Σ g·e: ln 2 · (M + 1) / (M + ρ/2), (out | 1,)."""
-        largest = torch.pow(2.0, self.widths.round() - 1) - 1
-        return math.log(2) * (largest + 1) / (largest + self.dead_zone / 2)
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Bring logits that an optimizer step carried past the ends of the squash back to them."""
-        for logit in (self.b_logit, self.d_logit):
-            logit.clamp_(*ENDS)
+    def rate(self, b_logit: Tensor | None = None, d_logit: Tensor | None = None) -> Tensor:
+        """Return −∂L/∂b for each unit of Σ g·e, ln 2 · (M + 1) / (M + ρ/2), at the logits (by default its own)."""
+        width = squash(self.b_logit if b_logit is None else b_logit)
+        half = squash(self.d_logit if d_logit is None else d_logit) * (LARGEST_DEAD_ZONE / 2)
+        codes = torch.exp2((self.bit_min + (self.bit_max - self.bit_min) * width).round() - 1)
+        return math.log(2) * codes / (codes - 1 + half)
 
     @torch.no_grad()
     def bits(self) -> Tensor:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from fairquant.config.schema import BaqSection
-from fairquant.quantize.learned_widths import learned_quantizers
+from fairquant.quantize.learned_widths import ENDS, learned_quantizers, squash, unsquash
 from fairquant.quantize.width_budget import round_to_budget
 from fairquant.train.hooks import Hooks
 
@@ -61,6 +61,11 @@ class WidthControl(Hooks):
         self.savings: list[Tensor] = []
         self._saving: dict[str, Tensor] = {}
         self.step = self.last_learning_step = self.steps_per_epoch = self.batch = 0
+        self._slope: dict[str, Tensor] = {}
+        self._rate: dict[str, Tensor] = {}
+        self._counts = [len(width) for width in self.start.values()]
+        self._shares = torch.cat([torch.full_like(w, self.sizes[n] / self.total) for n, w in self.start.items()])
+        self._refresh(self._lined_up("b_logit"), self._lined_up("d_logit"))
         if section.regularizer == "budget":
             for name, quantizer in self.quantizers.items():
                 quantizer.b_logit.register_hook(partial(self._curvature, name))  # type: ignore[no-untyped-call]
@@ -84,12 +89,10 @@ class WidthControl(Hooks):
     @torch.no_grad()
     def _curvature(self, name: str, gradient: Tensor) -> Tensor:
         """Return the gradient of a layer's width logits made of the scatter of z, with the price of a bit."""
-        quantizer = self.quantizers[name]
-        slope, rate = quantizer.slope(), quantizer.rate()
-        along_error = -gradient / (slope * rate)
-        saving = rate * self.batch * along_error.square()
+        slope, rate = self._slope[name], self._rate[name]
+        saving = (gradient / slope).square_().div_(rate).mul_(self.batch)  # rate · B z², z = −gradient / (slope · rate)
         self._saving[name] = saving.sum()
-        return (self.price * (self.sizes[name] / self.total) - saving) * slope
+        return (self.price * (self.sizes[name] / self.total) - saving).mul_(slope)
 
     def begin(self, epochs: int, steps_per_epoch: int) -> None:
         """Fix the step at which the widths land."""
@@ -101,17 +104,38 @@ class WidthControl(Hooks):
         logits = [logit for q in self.quantizers.values() for logit in (q.b_logit, q.d_logit)]
         return [(logits, self.section.logit_lr)]
 
+    @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Keep the logits in range, follow the price, land when it is time."""
+        """Keep the logits in range, follow the price, land when it is time; all layers' logits in one row."""
         self.step = step
-        for quantizer in self.quantizers.values():
-            quantizer.project()
-        if step > self.last_learning_step:
-            return
-        if self.section.regularizer == "budget":
-            self._reprice(step)
-        if step == self.last_learning_step:
+        widths, dead = self._lined_up("b_logit").clamp_(*ENDS), self._lined_up("d_logit").clamp_(*ENDS)
+        if step <= self.last_learning_step and self.section.regularizer == "budget":
+            widths = self._reprice(step, widths)
+        self._put_back(widths, dead)
+        if step < self.last_learning_step:
+            self._refresh(widths, dead)
+        elif step == self.last_learning_step:
             self._land()
+
+    @torch.no_grad()
+    def _lined_up(self, logit: str) -> Tensor:
+        return torch.cat([getattr(quantizer, logit).detach() for quantizer in self.quantizers.values()])
+
+    def _put_back(self, widths: Tensor, dead: Tensor) -> None:
+        parts = zip(self.quantizers.values(), widths.split(self._counts), dead.split(self._counts), strict=True)
+        for quantizer, width, zone in parts:
+            quantizer.b_logit.copy_(width)
+            quantizer.d_logit.copy_(zone)
+
+    def _refresh(self, widths: Tensor, dead: Tensor) -> None:
+        """Keep slopes and rates of the logits for the next step's gradients."""
+        first = next(iter(self.quantizers.values()), None)
+        if first is not None:
+            slope, rate = first.slope(widths).split(self._counts), first.rate(widths, dead).split(self._counts)
+            self._slope, self._rate = (
+                dict(zip(self.quantizers, slope, strict=True)),
+                dict(zip(self.quantizers, rate, strict=True)),
+            )
 
     def selectable(self, epoch: int) -> bool:
         """Only weights trained at the landed widths are kept."""
@@ -126,6 +150,7 @@ class WidthControl(Hooks):
         self.price.fill_(state["price"])
         self.step = int(state["step"])
         self.savings = [self.price.new_tensor(saving) for saving in state["savings"]]
+        self._refresh(self._lined_up("b_logit"), self._lined_up("d_logit"))
         if self._landed:
             self._hold()
 
@@ -133,23 +158,20 @@ class WidthControl(Hooks):
     def _landed(self) -> bool:
         return self.step >= self.last_learning_step
 
-    @torch.no_grad()
-    def _reprice(self, step: int) -> None:
-        if step <= PRICING_STEPS:
-            self.savings.append(torch.stack(list(self._saving.values())).sum())
-            for name, quantizer in self.quantizers.items():
-                quantizer.set_widths(self.start[name])
+    def _reprice(self, step: int, logits: Tensor) -> Tensor:
+        """Follow the price; return the width logits after the common shift (or, while pricing, those of the start)."""
+        low, span = self.section.bit_min, self.section.bit_max - self.section.bit_min
+        if step <= PRICING_STEPS or span == 0:
+            if step <= PRICING_STEPS:
+                self.savings.append(torch.stack(list(self._saving.values())).sum())
             self.price = torch.stack(self.savings).mean().clamp_min(torch.finfo(torch.float32).tiny)
-            return
+            return unsquash((torch.cat(list(self.start.values())) - low) / max(span, 1))
         reached = min(1.0, step / max(1.0, ARRIVAL * self.last_learning_step))
         wanted = self.assigned + reached * (self.target - self.assigned)
-        drift = self._soft_average() - wanted
+        widths = low + span * squash(logits)
+        drift = (self._shares * widths).sum() - wanted
         self.price = self.price * torch.exp(GAIN * drift)
-        for quantizer in self.quantizers.values():
-            quantizer.shift(-drift)
-
-    def _soft_average(self) -> Tensor:
-        return torch.stack([self.sizes[n] * q.widths.sum() for n, q in self.quantizers.items()]).sum() / self.total
+        return unsquash(((widths - drift).clamp_(low, low + span) - low) / span)
 
     @torch.no_grad()
     def _land(self) -> None:
