@@ -122,7 +122,9 @@ class WidthControl(Hooks):
         return torch.cat([getattr(quantizer, logit).detach() for quantizer in self.quantizers.values()])
 
     def _put_back(self, widths: Tensor, dead: Tensor) -> None:
-        parts = zip(self.quantizers.values(), widths.split(self._counts), dead.split(self._counts), strict=True)
+        parts = zip(
+            self.quantizers.values(), torch.split(widths, self._counts), torch.split(dead, self._counts), strict=True
+        )
         for quantizer, width, zone in parts:
             quantizer.b_logit.copy_(width)
             quantizer.d_logit.copy_(zone)
@@ -131,11 +133,10 @@ class WidthControl(Hooks):
         """Keep slopes and rates of the logits for the next step's gradients."""
         first = next(iter(self.quantizers.values()), None)
         if first is not None:
-            slope, rate = first.slope(widths).split(self._counts), first.rate(widths, dead).split(self._counts)
-            self._slope, self._rate = (
-                dict(zip(self.quantizers, slope, strict=True)),
-                dict(zip(self.quantizers, rate, strict=True)),
-            )
+            slopes = torch.split(first.slope(widths), self._counts)
+            rates = torch.split(first.rate(widths, dead), self._counts)
+            self._slope = dict(zip(self.quantizers, slopes, strict=True))
+            self._rate = dict(zip(self.quantizers, rates, strict=True))
 
     def selectable(self, epoch: int) -> bool:
         """Only weights trained at the landed widths are kept."""
