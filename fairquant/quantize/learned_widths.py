@@ -172,13 +172,6 @@ class LearnedWidthQuantizer(nn.Module):
         self.b_logit.copy_(self._logit(bits.to(torch.float64)))
 
     @torch.no_grad()
-    def shift(self, bits: Tensor) -> None:
-        """Add ``bits`` (a scalar) to the widths, as far as the range goes."""
-        widths = (self.widths + bits).clamp_(self.bit_min, self.bit_max)
-        if self.bit_max > self.bit_min:
-            self.b_logit.copy_(unsquash((widths - self.bit_min) / (self.bit_max - self.bit_min)))
-
-    @torch.no_grad()
     def slope(self, logit: Tensor | None = None) -> Tensor:
         """Return ∂b/∂b_logit, positive, at ``logit`` (by default the module's own)."""
         span = self.bit_max - self.bit_min
