@@ -49,7 +49,7 @@ def repository(tmp_path):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     (tmp_path / "make.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
-    (tmp_path / ".gitignore").write_text("/suite/\n/ignored/\n")
+    (tmp_path / ".gitignore").write_text("/suite/\n/ignored/\n.coverage*\n")
     (tmp_path / "data/raw").mkdir(parents=True)
     (tmp_path / "data/raw/README.md").write_text("here\n")
     git(tmp_path, "init", "-q")
