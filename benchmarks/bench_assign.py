@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from fairquant.allocate.assign import assign_bits
+from fairquant.assign.run import assign_bits
 from fairquant.config import Config
 from fairquant.importance.maps import ImportanceMaps
 

@@ -25,6 +25,7 @@ from fairquant.config.schema import BaqSection, TrainSection
 from fairquant.models.layers import quantizable_layers
 from fairquant.quantize.attach import attach_learned, quantize_model
 from fairquant.train.schedule import make_optimizer
+from fairquant.train.terms import LossBatch
 from fairquant.train.width_control import PRICING_STEPS, WidthControl
 
 WIDTHS, SHARES = (2, 4, 8), (0.2, 0.4, 0.4)
@@ -67,7 +68,7 @@ def learner(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Cal
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         logits = model(images)
-        loss = nn.functional.cross_entropy(logits, labels) + control.term(logits, labels, labels, 1)
+        loss = nn.functional.cross_entropy(logits, labels) + control.term(LossBatch(logits, labels, labels, 1))
         loss.backward()
         optimizer.step()
         control.after_step(next(steps))

@@ -75,7 +75,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as indented JSON; floats are rounded to 6 digits, NaN and infinity become null."""
+    """Write ``value`` as indented JSON; floats are rounded to 6 decimals (below 0.001 to 4 significant digits), NaN and infinity become null."""
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -102,7 +102,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return round(value, 6) if value == 0 or abs(value) >= 1e-3 else float(f"{value:.4g}")
     return value
 
 

@@ -70,6 +70,19 @@ def _levels(importance: str, reducer: str) -> dict[str, Setting]:
 
 _TUNED: dict[str, Setting] = {"quant_mode": "fair_static_qat", "quantize.fairness_weight": 0}
 _FAIR: dict[str, Setting] = {"quantize.fairness_loss": "gap"}
+_PRICED: dict[str, Setting] = {
+    "importance_metric": "fisher",
+    "reducer": "max",
+    "allocator": "optimal",
+    "quantize.scale": "weighted",
+    "quantize.calibrate_batch_norm": 2048,
+}
+_PROTECTED: dict[str, Setting] = {
+    "quantize.fairness_loss": "compression_drop",
+    "quantize.fairness_weight": 1,
+    "quantize.distill.weight": 4,
+    "quantize.distill.temperature": 2,
+}
 _SIGNED_GROUPS = ("assign.reducers.subtractive.unprivileged", "assign.reducers.subtractive.privileged")
 
 _FAIRQUANT = "FairQuant, arXiv 2602.23192"
@@ -129,6 +142,21 @@ _ALL = (
         _levels("grape", "balanced"),
         {"quant_mode": "baq_learnable"},
         _FAIR,
+    ),  # fmt: skip
+    _preset(
+        "ours_static",
+        "widths of least predicted loss of the worst group within budget, not fine-tuned",
+        "docs/method.md",
+        _PRICED,
+        {"quant_mode": "fair_static"},
+    ),  # fmt: skip
+    _preset(
+        "ours",
+        "as ours_static, distilled from full precision, no group may lose more than all",
+        "docs/method.md",
+        _PRICED,
+        {"quant_mode": "fair_static_qat"},
+        _PROTECTED,
     ),  # fmt: skip
 )
 

@@ -14,17 +14,22 @@ from fairquant.errors import UserError
 class StageParams:
     """The part of the configuration a stage has declared; reading anything else is a bug that would go stale."""
 
-    def __init__(self, config: Config, reads: tuple[str, ...]) -> None:
-        """Restrict ``config`` to the top-level keys in ``reads``."""
+    def __init__(self, config: Any, reads: tuple[str, ...], path: str = "") -> None:
+        """Restrict ``config`` to the keys in ``reads``; ``section.key`` is one key of a section, which lies at path."""
         self._config = config
         self._reads = reads
-        self.options = config.options
+        self._path = path
+        self.options = getattr(config, "options", None)
 
     def __getattr__(self, name: str) -> Any:
         """Return a declared section or scalar; ``AttributeError`` names the declaration that is missing."""
-        if name not in self._reads:
-            raise AttributeError(f"the stage reads {name!r} without declaring it; declared: {', '.join(self._reads)}")
-        return getattr(self._config, name)
+        if name in self._reads:
+            return getattr(self._config, name)
+        inner = tuple(read.removeprefix(f"{name}.") for read in self._reads if read.startswith(f"{name}."))
+        if inner:
+            return StageParams(getattr(self._config, name), inner, f"{self._path}{name}.")
+        declared = ", ".join(f"{self._path}{read}" for read in self._reads)
+        raise AttributeError(f"the stage reads '{self._path}{name}' without declaring it; declared: {declared}")
 
 
 def run(main: Callable[[Config], None], *, reads: tuple[str, ...], groups_known: bool = True) -> None:

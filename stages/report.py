@@ -16,7 +16,7 @@ if __name__ == "__main__":
         main,
         reads=(
             "seed", "reducer", "importance_metric", "allocator", "granularity", "quant_mode", "device", "precision",
-            "debug", "workers", "data", "datasets", "model", "pretrain", "importance", "assign", "quantize", "evaluate",
-            "gates", "report",
+            "debug", "workers", "data", "datasets", "model", "pretrain", "importance", "budget", "assign", "quantize",
+            "evaluate", "gates", "report",
         ),
     )  # fmt: skip

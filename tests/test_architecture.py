@@ -19,12 +19,12 @@ from scripts import stage_deps
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "errors", "plugins", "config", "presets", "artifacts", "devices", "predictions", "data", "models", "importance",
-    "reduce", "allocate", "quantize", "train", "modes", "evaluate", "cost", "report", "stage", "check",
+    "reduce", "allocate", "cost", "quantize", "train", "assign", "modes", "evaluate", "report", "stage", "check",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report")
 TORCH_FREE = (
     "fairquant", "fairquant.config", "fairquant.plugins", "fairquant.artifacts", "fairquant.predictions",
-    "fairquant.reduce", "fairquant.allocate.assign", "fairquant.evaluate.summary", "fairquant.report.write",
+    "fairquant.reduce", "fairquant.assign.run", "fairquant.evaluate.summary", "fairquant.report.write",
     "fairquant.evaluate.report", "fairquant.stage", "fairquant.check", *(f"stages.{name}" for name in STAGES),
 )  # fmt: skip
 CODE = sorted([*ROOT.glob("fairquant/**/*.py"), *ROOT.glob("stages/*.py")])
@@ -129,7 +129,8 @@ def test_plugin_has_its_function_and_docstrings(kind, name):
 
 def test_importing_every_plugin_does_not_load_torch():
     """Options are validated before torch is imported, so plug-ins with options must load without it."""
-    modules = [f"{plugins.KINDS[kind].package}.{name}" for kind, name in PLUGINS if kind in ("dataset", "reducer")]
+    kinds = ("dataset", "reducer", "loss")
+    modules = [f"{plugins.KINDS[kind].package}.{name}" for kind, name in PLUGINS if kind in kinds]
     assert "torch" not in loaded_by(*modules)
 
 

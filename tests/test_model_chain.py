@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairquant import plugins
-from fairquant.allocate.assign import assign_bits
+from fairquant.assign.run import assign_bits
 from fairquant.allocate.bitmap import BitMap
 from fairquant.config.load import parse_config
 from fairquant.cost.summary import bit_distribution, summarise_bits

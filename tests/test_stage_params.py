@@ -26,10 +26,10 @@ def reads(stage: str) -> set[str]:
 
 
 def watched(stage: str) -> set[str]:
-    """Return the top-level keys that dvc.yaml watches; a whole-file entry stands for every key."""
+    """Return the keys that dvc.yaml watches; a whole-file entry is every key, a templated one its section."""
     keys: set[str] = set()
     for entry in STAGES[stage]["params"]:
-        keys |= set(Config.model_fields) if isinstance(entry, dict) else {entry.split(".")[0]}
+        keys |= set(Config.model_fields) if isinstance(entry, dict) else {entry.split(".${")[0]}
     return keys
 
 
@@ -48,7 +48,7 @@ def test_params_yaml_and_schema_have_the_same_keys():
             return {prefix}
         return {key for name, item in value.items() for key in keys(item, f"{prefix}.{name}")}
 
-    plugin_tables = (".datasets", ".importance.metrics", ".assign.reducers")
+    plugin_tables = (".datasets", ".importance.metrics", ".assign.reducers", ".quantize.losses")
     written = {k for k in keys(yaml.safe_load((ROOT / "params.yaml").read_text())) if not k.startswith(plugin_tables)}
     known = {k for k in keys(Config().model_dump()) if not k.startswith(plugin_tables)}
     assert written == known
@@ -59,3 +59,13 @@ def test_undeclared_parameters_are_refused():
     assert params.seed == 0
     with pytest.raises(AttributeError, match="reads 'reducer' without declaring it; declared: seed"):
         _ = params.reducer
+
+
+def test_a_key_of_a_section_is_declared_by_its_path():
+    params = StageParams(Config(), ("seed", "quantize.scale", "quantize.baq.bit_min"))
+    assert params.quantize.scale == "absmax"
+    assert params.quantize.baq.bit_min == 2
+    with pytest.raises(AttributeError, match="'quantize.epochs' without declaring it; declared: quantize.scale"):
+        _ = params.quantize.epochs
+    with pytest.raises(AttributeError, match="reads 'quantize.baq.bit_max'"):
+        _ = params.quantize.baq.bit_max

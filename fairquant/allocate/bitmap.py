@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,9 @@ from fairquant.errors import ArtifactError
 
 Granularity = Literal["per_tensor", "per_channel", "per_param"]
 Weighting = Literal["parameters", "channels", "units"]
+
+STEP = "step/"
+"""What the names of step sizes begin with in a file."""
 
 KEPT_AXES: dict[str, int | None] = {"per_tensor": 0, "per_channel": 1, "per_param": None}
 """How many leading axes of a weight a layer's bit-widths keep; None is all of them."""
@@ -34,6 +37,9 @@ def unit_shape(granularity: Granularity, shape: tuple[int, ...]) -> tuple[int, .
 class BitMap:
     """Bit-widths (0…16 or 32) by layer, in model order: uint8 arrays of ``unit_shape``.
 
+    ``steps`` holds float32 step sizes (out | 1, columns) by layer where they were chosen with the widths (columns as in
+    ``fairquant.quantize.quantizer``: one, or one per width present where widths differ within a channel), else nothing.
+
     >>> bits = BitMap("per_channel", {"conv": np.array([2, 8], dtype=np.uint8), "fc": np.array([4], dtype=np.uint8)})
     >>> bits.average({"conv": (2, 3, 1, 1), "fc": (1, 6)}, by="channels")
     4.666666666666667
@@ -41,6 +47,7 @@ class BitMap:
 
     granularity: Granularity
     layers: Mapping[str, npt.NDArray[np.uint8]]
+    steps: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def filled(cls, shapes: Mapping[str, tuple[int, ...]], bits: int) -> BitMap:
@@ -90,7 +97,8 @@ class BitMap:
     def save(self, path: str | Path) -> None:
         """Write ``path`` as safetensors, atomically; layer order and granularity stand in the header."""
         meta = {"kind": "bits", "granularity": self.granularity, "layers": list(self.layers)}
-        artifacts.write_tensors(path, self.layers, meta=meta)
+        steps = {f"{STEP}{name}": table for name, table in self.steps.items()}
+        artifacts.write_tensors(path, {**self.layers, **steps}, meta=meta)
 
     @classmethod
     def load(cls, path: str | Path) -> BitMap:
@@ -98,4 +106,5 @@ class BitMap:
         arrays, meta = artifacts.read_tensors(path)
         if meta.get("kind") != "bits":
             raise ArtifactError(f"{path}: got a file of kind {meta.get('kind')!r}; allowed: the bits assign writes")
-        return cls(meta["granularity"], {name: arrays[name].astype(np.uint8, copy=False) for name in meta["layers"]})
+        layers = {name: arrays[name].astype(np.uint8, copy=False) for name in meta["layers"]}
+        return cls(meta["granularity"], layers, {n: arrays[STEP + n] for n in meta["layers"] if STEP + n in arrays})

@@ -22,18 +22,20 @@ def protected_widths(protect: ProtectSection, layers: Sequence[str], roles: Mapp
     >>> protected_widths(protect, ["conv1", "layer1.0", "layer4.0", "fc"], {"first": "conv1"})
     {'conv1': 8, 'layer4.0': 8}
     """
-    held = {name for entry in protect.layers for name in _matches(entry, layers, roles)}
+    found = (matching_layers("assign.protect.layers", entry, layers, roles) for entry in protect.layers)
+    held = {name for names in found for name in names}
     return {name: protect.bits for name in layers if name in held}
 
 
-def _matches(entry: str, layers: Sequence[str], roles: Mapping[str, str]) -> list[str]:
+def matching_layers(key: str, entry: str, layers: Sequence[str], roles: Mapping[str, str]) -> list[str]:
+    """Return the layers that ``entry``, a role or a pattern, names; none raises ``ConfigError`` about ``key``."""
     found = [roles[entry]] if entry in ROLES and entry in roles else [n for n in layers if fnmatchcase(n, entry)]
     if not found:
         by_lower = {name.lower(): name for name in layers}
         near = difflib.get_close_matches(entry.lower(), by_lower, n=3, cutoff=0.3)
         close = [by_lower[name] for name in near] or list(layers[:3])
         raise ConfigError(
-            f"assign.protect.layers: got {entry!r}, which matches no layer; "
+            f"{key}: got {entry!r}, which matches no layer; "
             f"allowed: {' | '.join(ROLES)} | a pattern of layer names (close: {', '.join(close)})"
         )
     return found

@@ -90,11 +90,12 @@ def _read_yaml(path: Path) -> Any:
 
 def _option_mistakes(values: Mapping[str, Any]) -> list[str]:
     """Validate every plug-in's options, also of those not chosen, so that no typing mistake waits for its turn."""
-    assign, importance = values.get("assign"), values.get("importance")
+    assign, importance, quantize = (values.get(section) for section in ("assign", "importance", "quantize"))
     tables = (
         ("datasets", "dataset", values.get("datasets")),
         ("importance.metrics", "importance", importance.get("metrics") if isinstance(importance, dict) else None),
         ("assign.reducers", "reducer", assign.get("reducers") if isinstance(assign, dict) else None),
+        ("quantize.losses", "loss", quantize.get("losses") if isinstance(quantize, dict) else None),
     )
     mistakes = []
     for key, kind, table in tables:

@@ -108,6 +108,41 @@ class ProtectSection(Section):
     bits: Width = 32
 
 
+class BudgetSection(Section):
+    """What the quantized model may cost (allocator: optimal); null is no limit, all limits given hold at once."""
+
+    avg_bits: Real | None = number(4.0, ge=0, le=32)
+    size_mb: Real | None = number(None, gt=0)
+    gbops: Real | None = number(None, gt=0)
+
+
+class OptimalSection(Section):
+    """allocator optimal: candidate widths, layers that share theirs, and how far from the optimum it may stop."""
+
+    bits: tuple[Width, ...] = Field((0, 1, 2, 3, 4, 5, 6, 7, 8), min_length=1, description="a list of bit-widths")
+    gap: Real = number(0.001, ge=1e-6, le=0.1)
+    couple: tuple[Annotated[Names, Field(description="a list of layer name patterns")], ...] = Field(
+        (), description="a list of lists of layer name patterns"
+    )
+
+    @field_validator("bits")
+    @classmethod
+    def _widths_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        """Sort the widths; each may stand once."""
+        if len(set(value)) < len(value):
+            raise ValueError("each bit-width once")
+        return tuple(sorted(value))
+
+
+class ExplainSection(Section):
+    """The curve budget → loss per group that allocator optimal draws beside its choice."""
+
+    budgets: tuple[Annotated[Real, Field(ge=0, le=32, description="average bits in [0, 32]")], ...] = Field(
+        (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 8), description="a list of average bits"
+    )
+    measure: bool = True
+
+
 class AssignSection(Section):
     """How a bit budget is spent on the units of the model."""
 
@@ -115,6 +150,8 @@ class AssignSection(Section):
     levels: tuple[Annotated[Real, Field(ge=0, le=1, description="a share in [0, 1]")], ...] = (0.2, 0.4, 0.4)
     level_unit: Literal["params", "units"] = "params"
     uniform_bits: Width = 8
+    optimal: OptimalSection = OptimalSection()
+    explain: ExplainSection = ExplainSection()
     protect: ProtectSection = ProtectSection()
     reducers: PluginOptions = {}
 
@@ -172,6 +209,13 @@ class IterativeSection(Section):
     rounds: Int = number(2, ge=1)
 
 
+class DistillSection(Section):
+    """Distillation from the full-precision model while fine-tuning; weight 0 is none."""
+
+    weight: Real = number(0.0, ge=0)
+    temperature: Real = number(2.0, gt=0)
+
+
 class QuantizeSection(TrainSection):
     """How weights are quantized and fine-tuned."""
 
@@ -181,8 +225,11 @@ class QuantizeSection(TrainSection):
     scale: Annotated[str, plugin_name("scale")] = "absmax"
     percentile: Real = number(99.9, gt=50, le=100)
     uniform_bits: Width = 8
+    calibrate_batch_norm: Int = number(0, ge=0)
     fairness_loss: Annotated[str, plugin_name("loss")] = "gap"
     fairness_weight: Real = number(1.0, ge=0)
+    losses: PluginOptions = {}
+    distill: DistillSection = DistillSection()
     baq: BaqSection = BaqSection()
     iterative: IterativeSection = IterativeSection()
 
@@ -254,6 +301,7 @@ class Config(Section):
     model: ModelSection = ModelSection()
     pretrain: TrainSection = TrainSection()
     importance: ImportanceSection = ImportanceSection()
+    budget: BudgetSection = BudgetSection()
     assign: AssignSection = AssignSection()
     quantize: QuantizeSection = QuantizeSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -264,6 +312,10 @@ class Config(Section):
     def _mode_fits_the_rest(self) -> Config:
         if self.quant_mode == "baq_learnable":
             _check_baq(self)
+        if self.allocator == "optimal":
+            _check_optimal(self)
+        if self.quantize.scale == "weighted":
+            _check_weighted(self)
         if not self.evaluate.parity:
             _check_gates_without_parity(self.gates)
         if self.quant_mode == "iterative_qat" and self.quantize.iterative.rounds > self.quantize.epochs:
@@ -279,6 +331,7 @@ class Config(Section):
             "dataset": self.datasets,
             "reducer": self.assign.reducers,
             "importance": self.importance.metrics,
+            "loss": self.quantize.losses,
         }
         return plugins.load(kind, name).Options(**given.get(kind, {}).get(name, {}))
 
@@ -289,6 +342,30 @@ def _check_gates_without_parity(gates: GatesSection) -> None:
         limit = getattr(gates, name)
         if limit is not None:
             raise ValueError(f"gates.{name}: got {limit:g} with evaluate.parity false; allowed: null")
+
+
+def _check_optimal(config: Config) -> None:
+    """Refuse a budget without a limit, and reducers that are no objective over groups."""
+    if all(getattr(config.budget, key) is None for key in BudgetSection.model_fields):
+        raise ValueError(
+            f"budget: got null for {', '.join(BudgetSection.model_fields)} with allocator optimal; "
+            "allowed: at least one limit"
+        )
+    with_objective = [n for n in plugins.names("reducer") if hasattr(plugins.load("reducer", n), "objective")]
+    if config.reducer not in with_objective:
+        raise ValueError(
+            f"reducer: got {config.reducer!r} with allocator optimal; allowed: {' | '.join(with_objective)}"
+        )
+
+
+def _check_weighted(config: Config) -> None:
+    """Step sizes weighed by importance are measured in assign, for the widths chosen there."""
+    allowed = ("fair_static", "fair_static_qat", "none")
+    if config.quant_mode not in allowed:
+        raise ValueError(
+            f"quantize.scale: got 'weighted' with quant_mode {config.quant_mode}, whose widths are not those of "
+            "assign; allowed: absmax | lsq | mse | percentile"
+        )
 
 
 def _check_baq(config: Config) -> None:
@@ -303,11 +380,14 @@ def _check_baq(config: Config) -> None:
             f"quantize.scale: got {config.quantize.scale!r} with quant_mode baq_learnable, which sets its own step "
             "sizes; allowed: absmax"
         )
-    assigned = (config.assign.uniform_bits,) if config.allocator == "uniform" else config.assign.bits
+    candidates = {
+        "uniform": ("assign.uniform_bits", (config.assign.uniform_bits,)),
+        "optimal": ("assign.optimal.bits", config.assign.optimal.bits),
+    }
+    key, assigned = candidates.get(config.allocator, ("assign.bits", config.assign.bits))
     low, high = config.quantize.baq.bit_min, config.quantize.baq.bit_max
     outside = [width for width in assigned if not low <= width <= high]
     if outside:
-        key = "assign.uniform_bits" if config.allocator == "uniform" else "assign.bits"
         raise ValueError(
             f"{key}: got {outside[0]} with quant_mode baq_learnable; allowed: from quantize.baq.bit_min {low} to "
             f"bit_max {high}"

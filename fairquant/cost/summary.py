@@ -94,10 +94,19 @@ def _info_of(bits: BitMap, model_info: Mapping[str, Any]) -> ModelInfo:
     return info
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """Return ``rows`` (all with the keys of the first) as csv text with a header; floats have six digits."""
+def to_csv(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
+    """Return ``rows`` as csv text with a header; floats have six decimals, small ones six significant digits.
+
+    The columns are those of the first row unless given; a row may lack some, never have others.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(columns or rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _rounded(value: str | int | float) -> str | int | float:
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if value == 0 or abs(value) >= 1 else float(f"{value:.6g}")

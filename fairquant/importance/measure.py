@@ -8,12 +8,17 @@ batch's samples, the map of a group is
 - ``normalize: sample``: Σ_b n_b · score(d_b, w) / Σ_b n_b, which the group's size does not scale; metrics that average
   derivatives give score(Σ_b n_b · d_b / Σ_b n_b, w)
 - ``normalize: none``:   Σ_b score(d_b, w)
+
+Metrics that score single samples have the mean over the batch's samples of score(d_i, w) in place of score(d_b, w),
+with d_i the gradient of sample i's cross-entropy: with ``normalize: sample`` the map is a mean over the group's
+samples, however they are batched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, Never
 
 import numpy as np
@@ -28,7 +33,7 @@ from fairquant.data.batches import Batch, iterate, n_batches
 from fairquant.data.store import Store
 from fairquant.errors import UserError
 from fairquant.importance.maps import ImportanceMaps, Map, check_finite
-from fairquant.importance.metric import Derivatives, Metric
+from fairquant.importance.metric import Derivatives, Metric, SampleScores, Score
 from fairquant.models.layers import quantizable_layers, weight_parameter
 
 
@@ -70,19 +75,22 @@ def measure_importance(
     names, rows = _samples(store, by=by, limit=samples_per_group, seed=seed)
     plugin = Metric.load(metric, options)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the layout of the gradients
-    weights = {name: weight_parameter(layer) for name, layer in quantizable_layers(model).items()}
+    modules = quantizable_layers(model)
+    weights = {name: weight_parameter(layer) for name, layer in modules.items()}
     layers = {name: np.empty((len(names), *weight.shape), np.float32) for name, weight in weights.items()}
     steps = sum(n_batches(len(chosen), batch_size, False) for chosen in rows)
     bar = tqdm(total=steps, desc="importance", unit="batch", disable=None if progress else True)
     sums = [torch.empty_like(weight, requires_grad=False) for weight in weights.values()]
     with bar, _gradients_of(model, weights):
+        samples = None if plugin.sample_scores is None else plugin.sample_scores(modules)
         for index, (name, chosen) in enumerate(zip(names, rows, strict=True)):
             batches = iterate(store, chosen, batch_size=batch_size, device=device)
             for total in sums:
                 total.zero_()
             _accumulate(
-                sums, model, weights, batches, plugin, normalize=normalize, precision=precision, seed=seed, bar=bar
-            )
+                sums, model, weights, batches, plugin, samples,
+                normalize=normalize, precision=precision, seed=seed, bar=bar,
+            )  # fmt: skip
             _collect(sums, layers, index=index, group=name)
     meta = {"metric": metric, "by": by, "normalize": normalize, "batch_size": batch_size, "seed": seed}
     if settings := plugin.options.model_dump():
@@ -114,6 +122,7 @@ def _accumulate(
     weights: Mapping[str, nn.Parameter],
     batches: Iterator[Batch],
     metric: Metric,
+    samples: SampleScores | None,
     *,
     normalize: str,
     precision: str,
@@ -126,13 +135,15 @@ def _accumulate(
     score_once = average and metric.averages_derivative
     seen = 0
     for number, batch in enumerate(batches):
-        derivatives = _derivatives(model, batch, parameters, metric, precision=precision, seeds=(seed, number))
         size = len(batch.labels)
-        with torch.no_grad():
-            for total, parameter, derivative in zip(sums, parameters, derivatives, strict=True):
-                if derivative is not None:  # a layer the loss does not depend on is worth nothing
-                    value = derivative if score_once else metric.score(derivative, parameter)
-                    total.add_(value, alpha=size if average else 1)
+        share = size if average else 1
+        if samples is not None:
+            samples(sums, partial(_losses, model, batch, metric, precision, reduction="none"), share)
+        else:
+            loss = _losses(model, batch, metric, precision, reduction="mean")
+            derivatives = metric.derivative(loss, parameters, metric.options, (seed, number))
+            del loss  # and with it the batch's graph
+            _add_scores(sums, parameters, derivatives, None if score_once else metric.score, share)
         seen += size
         bar.update()
     with torch.no_grad():
@@ -143,19 +154,20 @@ def _accumulate(
                 total.copy_(metric.score(total, parameter))
 
 
-def _derivatives(
-    model: nn.Module,
-    batch: Batch,
-    parameters: list[nn.Parameter],
-    metric: Metric,
-    *,
-    precision: str,
-    seeds: tuple[int, int],
-) -> Derivatives:
-    """Return the derivative that the metric looks at, per weight; the batch's graph ends with this function."""
+def _losses(model: nn.Module, batch: Batch, metric: Metric, precision: str, *, reduction: str) -> Tensor:
+    """Run the forward pass; return the batch's cross-entropy, its ``mean`` or with ``none`` each sample's."""
     with metric.forward(batch.images.device, precision):
-        loss = F.cross_entropy(model(batch.images).float(), batch.labels)
-    return metric.derivative(loss, parameters, metric.options, seeds)
+        return F.cross_entropy(model(batch.images).float(), batch.labels, reduction=reduction)
+
+
+@torch.no_grad()
+def _add_scores(
+    sums: list[Tensor], parameters: list[nn.Parameter], derivatives: Derivatives, score: Score | None, share: int
+) -> None:
+    """Add ``share`` times the scored derivatives to ``sums``; as they are without ``score``."""
+    for total, parameter, derivative in zip(sums, parameters, derivatives, strict=True):
+        if derivative is not None:  # a layer the loss does not depend on is worth nothing
+            total.add_(derivative if score is None else score(derivative, parameter), alpha=share)
 
 
 def _collect(sums: list[Tensor], layers: Mapping[str, Map], *, index: int, group: str) -> None:

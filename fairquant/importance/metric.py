@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from fairquant import plugins
 from fairquant.config import Section
 from fairquant.devices import autocast
+from fairquant.models.layers import Layer
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Derivatives = Sequence[Tensor | None]
 """One tensor per weight; None where the loss does not depend on the weight."""
+SampleScores = Callable[[Sequence[Tensor], Callable[[], Tensor], float], None]
+"""(sums, losses, share): run ``losses``, a forward pass that returns each sample's loss (samples,), and add ``share``
+times the mean over the samples of the score of each one's gradient to ``sums``, one float32 tensor per weight."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Metric:
         derivative: (loss of one batch, weights, options, seeds) → what ``score`` is given.
         forward: (device, precision) → the context of the forward pass.
         averages_derivative: whether a group's derivative is averaged over its batches before it is scored.
+        sample_scores: layers by name → what scores single samples, made once per measurement; None: batches are scored.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Metric:
     derivative: Callable[[Tensor, Sequence[nn.Parameter], Any, tuple[int, int]], Derivatives]
     forward: Callable[[torch.device, str], AbstractContextManager[None]]
     averages_derivative: bool
+    sample_scores: Callable[[Mapping[str, Layer]], SampleScores] | None
 
     @classmethod
     def load(cls, name: str, options: Section | None = None) -> Metric:
@@ -56,6 +62,7 @@ class Metric:
             derivative=getattr(plugin, "derivative", gradients),
             forward=getattr(plugin, "forward", autocast),
             averages_derivative=getattr(plugin, "AVERAGED", "score") == "derivative",
+            sample_scores=getattr(plugin, "sample_scores", None),
         )
 
 

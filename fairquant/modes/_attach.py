@@ -13,10 +13,15 @@ if TYPE_CHECKING:
 
 def attach(job: QuantizeJob, bits: BitMap) -> QuantizeResult:
     """Attach quantizers of widths ``bits`` to the job's model on its device; nothing is trained."""
-    import torch
+    from fairquant.train.rounding import round_model
 
-    from fairquant.quantize.attach import quantize_model
-
-    job.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    quantize_model(job.model, bits, scale=job.section.scale, percentile=job.section.percentile)
-    return QuantizeResult(job.model.eval(), History(groups=tuple(job.store.group_names)))
+    round_model(
+        job.model,
+        bits,
+        store=job.store,
+        section=job.section,
+        device=job.device,
+        precision=job.precision,
+        seed=job.seed,
+    )
+    return QuantizeResult(job.model, History(groups=tuple(job.store.group_names)))

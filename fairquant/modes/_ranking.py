@@ -30,7 +30,7 @@ class UnitRanking:
 
     def __call__(self, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Units:
         """Return the units of the layers in ``shapes`` with their current importance."""
-        from fairquant.allocate.assign import rank_units
+        from fairquant.allocate.rank import rank_units
         from fairquant.importance.measure import measure_importance
 
         section = self.config.importance

@@ -15,6 +15,7 @@ from fairquant.allocate.rounds import OPEN, Bits, freeze_next, mix_of
 from fairquant.errors import UserError
 from fairquant.models.layers import quantizable_layers, weight_parameter
 from fairquant.modes._job import QuantizeJob
+from fairquant.modes._terms import training_terms
 from fairquant.quantize.frozen import attach_frozen, freeze, frozen_units
 from fairquant.train import checkpoint
 from fairquant.train.history import EpochRow, History
@@ -40,6 +41,7 @@ class Rounds:
         if job.ranking is None:
             raise UserError("iterative_qat: got a job without ranking; allowed: one that measures importance")
         self.job, self.rank = job, job.ranking
+        self.terms, self.teacher = training_terms(job)  # before quantizers are attached
         job.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = quantizable_layers(job.model)
         self.held = protected_widths(job.protect, list(layers), job.roles)
@@ -78,6 +80,7 @@ class Rounds:
         if self.directory is not None and self.done < self.number:
             rows = [row.to_dict() for row in self.rows]
             state = {"model": self.job.model.state_dict(), "rows": rows, "best_epoch": self.best_epoch}
+            state["terms"] = [term.state for term in self.terms]
             checkpoint.save(self.directory, {**state, "done": self.done})
 
     def close(self) -> None:
@@ -93,6 +96,8 @@ class Rounds:
         state = checkpoint.load(self.directory) if self.directory is not None else None
         if state is not None:
             self.job.model.load_state_dict(state["model"])
+            for term, remembered in zip(self.terms, state["terms"], strict=True):
+                term.load_state(remembered, self.job.device)
             self.rows = [EpochRow(**row) for row in state["rows"]]
             self.best_epoch, self.done = state["best_epoch"], state["done"]
             LOG.info("resuming after round %d of %d", self.done, self.number)

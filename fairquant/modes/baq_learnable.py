@@ -1,6 +1,6 @@
 """baq_learnable: widths start as assigned and are trained with the weights (Wørgaard & Selvan 2026, arXiv 2602.23192).
 
-Objective: CE + λ_f · fairness + R; the task and the groups both pull at the widths of single units
+Objective: CE + λ_f · fairness (+ distillation) + R; the task and the groups both pull at the widths of single units
 (``quantize.learned_widths``), R holds the budget or pulls towards the assigned widths (``train.width_control``). The
 finished model has whole widths and plain integer codes, like that of any other mode.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fairquant.modes._fairness import fairness_terms
 from fairquant.modes._job import QuantizeJob, QuantizeResult
+from fairquant.modes._terms import training_terms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,24 +27,26 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     from fairquant.allocate.protect import protected_widths
     from fairquant.models.layers import quantizable_layers
     from fairquant.quantize.attach import attach_learned, settle_learned
-    from fairquant.train.loop import LossTerm, fit
+    from fairquant.train.loop import fit
+    from fairquant.train.terms import LossTerm
     from fairquant.train.width_control import WidthControl
 
+    terms, teacher = training_terms(job)  # before quantizers are attached
     job.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     held = protected_widths(job.protect, list(quantizable_layers(job.model)), job.roles)
     sizes = _unit_sizes(job.model, job)
     baq = job.section.baq
     attach_learned(job.model, job.bits, held=set(held), bit_min=baq.bit_min, bit_max=baq.bit_max)
     control = WidthControl(job.model, sizes, baq)
-    section = job.training
     history = fit(
         job.model,
         job.store,
-        section=section,
+        section=job.training,
         seed=job.seed,
         device=job.device,
         precision=job.precision,
-        terms=[*fairness_terms(section), LossTerm(1.0, control.term)],
+        terms=[*terms, LossTerm(1.0, control.term)],
+        teacher=teacher,
         checkpoint_dir=job.checkpoint_dir,
         hooks=control,
     )

@@ -7,8 +7,8 @@ trained in full precision; the widths stay as assigned.
 from __future__ import annotations
 
 from fairquant.modes._attach import attach
-from fairquant.modes._fairness import fairness_terms
 from fairquant.modes._job import QuantizeJob, QuantizeResult
+from fairquant.modes._terms import training_terms
 
 
 def quantize(job: QuantizeJob) -> QuantizeResult:
@@ -16,16 +16,17 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     from fairquant.train.loop import fit
     from fairquant.train.refresh import RefreshScales
 
+    terms, teacher = training_terms(job)  # before quantizers are attached
     model = attach(job, job.bits).model
-    section = job.training
     history = fit(
         model,
         job.store,
-        section=section,
+        section=job.training,
         seed=job.seed,
         device=job.device,
         precision=job.precision,
-        terms=fairness_terms(section),
+        terms=terms,
+        teacher=teacher,
         checkpoint_dir=job.checkpoint_dir,
         hooks=RefreshScales(model),
     )

@@ -5,6 +5,9 @@ them are quantized and frozen for good, and the rest is trained on in full preci
 that it makes up for what was frozen (incremental network quantization, Zhou et al. 2017, arXiv 1702.03044). The mix of
 widths is the assigned one; which unit gets which of them is decided by the importance at the time it is frozen. After
 the last round everything is frozen, and its epochs train what is never quantized: biases and normalisation.
+
+What the fairness loss remembers (group weights, multipliers) is carried from round to round, as the last step left it,
+and the teacher is the full-precision model that the first round started from.
 """
 
 from __future__ import annotations
@@ -34,7 +37,6 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
 
 
 def _freeze_and_train(job: QuantizeJob, rounds: Rounds, epochs: int) -> None:
-    from fairquant.modes._fairness import fairness_terms
     from fairquant.train.loop import fit
 
     rounds.freeze()
@@ -45,7 +47,8 @@ def _freeze_and_train(job: QuantizeJob, rounds: Rounds, epochs: int) -> None:
         seed=job.seed,
         device=job.device,
         precision=job.precision,
-        terms=fairness_terms(job.section),
+        terms=rounds.terms,
+        teacher=rounds.teacher,
         checkpoint_dir=job.checkpoint_dir,
     )
     rounds.finish(history)

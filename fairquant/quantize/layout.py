@@ -56,13 +56,13 @@ class Layout:
 
     def measured(self, plugin: ModuleType, percentile: float) -> StepSize:
         """Return a function that measures the step sizes of a block of rows."""
-        return lambda weight, block: _measure(plugin, weight, self.widths.block(block), percentile)
+        return lambda weight, block: measure(plugin, weight, self.widths.block(block), percentile)
 
     def table(self, weight: Tensor, plugin: ModuleType, percentile: float) -> Tensor:
         """Measure the table (out | 1, columns) of ``weight``; 1 where a channel has no weight of that width."""
         rows = as_rows(weight, self.order)
         if self.whole:
-            return _measure(plugin, rows.reshape(1, -1), self.widths, percentile)
+            return measure(plugin, rows.reshape(1, -1), self.widths, percentile)
         step_size = self.measured(plugin, percentile)
         parts = []
         for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
@@ -127,7 +127,7 @@ def table_shape(weight: Tensor, bits: Tensor) -> tuple[int, int]:
     return (weight.shape[0] if bits.dim() else 1, len(columns_of(bits)))
 
 
-def _measure(plugin: ModuleType, weight: Tensor, widths: Widths, percentile: float) -> Tensor:
+def measure(plugin: ModuleType, weight: Tensor, widths: Widths, percentile: float) -> Tensor:
     """Return the step sizes (r, n | 1) of rows (r, n): the plug-in's, mean |w| at 1 bit, 1 at 0 and 32 bits."""
     delta: Tensor = plugin.make_scale(weight, widths.largest, percentile=percentile)
     if widths.sign is not None:

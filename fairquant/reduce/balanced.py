@@ -45,6 +45,15 @@ def reduce(
     return reduced.reshape(importance.shape[1:])
 
 
+def objective(options: Options, totals: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+    """Return (1, 1/share_g): the worst of the groups' losses relative to their shares of ``totals``.
+
+    >>> objective(Options(), np.array([3.0, 1.0]))
+    (1.0, array([1.33333333, 4.        ]))
+    """
+    return 1.0, _one_over_share(totals, [str(index) for index in range(len(totals))])[:, 0]
+
+
 def _one_over_share(totals: npt.NDArray[np.float64], groups: Sequence[str]) -> npt.NDArray[np.float64]:
     """Return 1/share_g as a (G, 1) column, 0 for a group whose total is 0."""
     for name, total in zip(groups, totals.tolist(), strict=True):

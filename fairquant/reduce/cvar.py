@@ -56,6 +56,15 @@ def reduce(
     return reduced.reshape(importance.shape[1:])
 
 
+def objective(options: Options, totals: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+    """Return (1/((1 − α)·G), at most 1, and ones): the CVaR of the groups' losses.
+
+    >>> objective(Options(alpha=0.5), np.array([3.0, 1.0, 2.0, 1.0]))
+    (0.5, array([1., 1., 1., 1.]))
+    """
+    return tail_weights(options.alpha, len(totals))[0], np.ones(len(totals))
+
+
 def _tail_mean(values: Floats, weights: list[float]) -> npt.NDArray[np.float64]:
     """Weigh the largest, second largest, … of each column; selects them in place, which beats a sort sevenfold."""
     result = np.zeros(values.shape[1], dtype=np.float64)

@@ -29,3 +29,12 @@ def reduce(
     """
     reduced: Floats = per_group(importance, groups).max(axis=0)
     return reduced.reshape(importance.shape[1:])
+
+
+def objective(options: Options, totals: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+    """Return (1, ones): the loss of the worst group.
+
+    >>> objective(Options(), np.array([3.0, 1.0]))
+    (1.0, array([1., 1.]))
+    """
+    return 1.0, np.ones(len(totals))

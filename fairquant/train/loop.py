@@ -1,13 +1,12 @@
 """The one training loop: cross-entropy plus weighted loss terms, AdamW, best epoch kept, exact resume.
 
-Objective of a batch: CE(logits, labels; class weights) + Σ_i weight_i · term_i(logits, labels, groups, G).
+What is minimised, and what the terms remember, is ``fairquant.train.terms``'s.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fairquant.config.schema import TrainSection
 from fairquant.data.batches import Batch, iterate, n_batches
 from fairquant.data.store import Store
-from fairquant.devices import autocast
 from fairquant.errors import DataError, UserError
 from fairquant.train import checkpoint
 from fairquant.train.history import EpochRow, History, describe
 from fairquant.train.hooks import Hooks
 from fairquant.train.predict import predict
 from fairquant.train.schedule import class_weights, make_optimizer, make_scheduler
+from fairquant.train.terms import LossTerm, Objective
 
 LOG = logging.getLogger(__name__)
 CHECK_EVERY = 50
 """Steps between looks at the loss: looking waits for the accelerator."""
-
-LossFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""``fn(logits (B, C), labels (B,), groups (B,), n_groups) -> scalar``."""
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One weighted term of the objective beside the cross-entropy."""
-
-    weight: float
-    fn: LossFunction
 
 
 def fit(
@@ -54,6 +42,7 @@ def fit(
     device: torch.device,
     precision: str = "fp32",
     terms: Sequence[LossTerm] = (),
+    teacher: nn.Module | None = None,
     checkpoint_dir: Path | None = None,
     progress: bool = True,
     log: Callable[[str], None] | None = None,
@@ -73,7 +62,9 @@ def fit(
         seed: of batch order, augmentation and dropout; with the epoch's number it fixes every random draw.
         device: where to train.
         precision: fp32, or bf16 for autocast in forward and validation.
-        terms: what is added to the cross-entropy.
+        terms: what is added to the cross-entropy; they end with what they remember after the last step.
+        teacher: the full-precision model (B, 3, H, W) -> (B, C), for terms that need it, which then ends on ``device``,
+            in eval mode and without ``requires_grad``; its weights never change.
         checkpoint_dir: folder below which the run is saved after each epoch and resumed from, bit for bit, in a
             folder of its own named by ``checkpoint.key``; removed at the end. Stages pass ``checkpoint.root()``.
         progress: show a bar when stderr is a terminal.
@@ -81,14 +72,14 @@ def fit(
         hooks: what a mode does at epochs and steps, and which parameters have a learning rate of their own.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or a term needs a teacher and there is none.
         DataError: fewer than two training samples, or no validation sample.
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
     if section.epochs == 0:
         return History(groups=tuple(store.group_names))
-    run = _Run(model, store, section, seed, device, precision, terms, checkpoint_dir, hooks or Hooks())
+    run = _Run(model, store, section, seed, device, precision, terms, teacher, checkpoint_dir, hooks or Hooks())
     total = section.epochs * run.steps
     devices = [device] if device.type == "cuda" else []
     with (
@@ -114,12 +105,13 @@ class _Run:
         device: torch.device,
         precision: str,
         terms: Sequence[LossTerm],
+        teacher: nn.Module | None,
         directory: Path | None,
         hooks: Hooks,
     ) -> None:
         self.hooks = hooks
         self.model, self.store, self.section, self.seed = model, store, section, seed
-        self.device, self.precision, self.terms = device, precision, terms
+        self.device, self.precision = device, precision
         self.train = store.indices("train")
         if len(self.train) < 2 or not len(store.indices("val")):
             sizes = f"{len(self.train)} train and {len(store.indices('val'))} val samples"
@@ -127,7 +119,14 @@ class _Run:
         self.drop_last = len(self.train) % section.batch_size == 1  # batch norm cannot normalise a batch of one
         self.steps = n_batches(len(self.train), section.batch_size, self.drop_last)
         weights = class_weights(store.labels[self.train], len(store.classes), section.class_weights)
-        self.class_weights = None if weights is None else weights.to(device)
+        self.objective = Objective(
+            terms,
+            n_groups=len(store.group_names),
+            device=device,
+            precision=precision,
+            teacher=teacher,
+            class_weights=weights,
+        )
         self.optimizer = make_optimizer(model, section, device, learning_rates=hooks.learning_rates())
         self.scheduler = make_scheduler(self.optimizer, section, steps_per_epoch=self.steps)
         self.rows: list[EpochRow] = []
@@ -200,13 +199,7 @@ class _Run:
 
     def _step(self, batch: Batch) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.precision):
-            logits = self.model(batch.images)
-        logits = logits.float()
-        loss = cross_entropy(logits, batch.labels, weight=self.class_weights)
-        for term in self.terms:
-            value = term.fn(logits, batch.labels, batch.groups, len(self.store.group_names))
-            loss = loss + term.weight * value
+        loss = self.objective(self.model, batch)
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.scheduler.step()
@@ -221,12 +214,10 @@ class _Run:
         return EpochRow.measure(part, self.store.group_names, epoch=epoch, lr=lr, train_loss=train_loss, val_loss=loss)
 
     def _key(self) -> str:
-        terms = [
-            [term.weight, getattr(term.fn, "__module__", ""), getattr(term.fn, "__name__", "")] for term in self.terms
-        ]
-        params = self.section.model_dump() | {"seed": self.seed, "precision": self.precision, "terms": terms}
-        params["device"] = self.device.type
-        return checkpoint.key("fit", params, str(self.store.meta["checksum"]), self.model.state_dict())
+        params = self.section.model_dump() | {"seed": self.seed, "precision": self.precision}
+        params |= {"terms": self.objective.key, "device": self.device.type}
+        tensors = self.model.state_dict() | self.objective.tensors()
+        return checkpoint.key("fit", params, str(self.store.meta["checksum"]), tensors)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -237,6 +228,7 @@ class _Run:
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
             "hooks": dict(self.hooks.state()),
+            "terms": self.objective.state(),
         }
 
     def _resume(self) -> None:
@@ -251,6 +243,7 @@ class _Run:
         self.best_epoch = state["best_epoch"]
         self.best_state = state["best_state"]
         self.hooks.load_state(state["hooks"])
+        self.objective.load_state(state["terms"])
         LOG.info("resuming after epoch %d of %d", self.done, self.section.epochs)
 
     def close(self) -> History:

@@ -36,6 +36,7 @@ from fairquant.config.schema import BaqSection
 from fairquant.quantize.learned_widths import ENDS, learned_quantizers, squash, unsquash
 from fairquant.quantize.width_budget import round_to_budget
 from fairquant.train.hooks import Hooks
+from fairquant.train.terms import LossBatch
 
 GAIN = 5.0
 """κ: relative change of the price per bit that the average drifts."""
@@ -76,11 +77,11 @@ class WidthControl(Hooks):
         bits = [self.sizes[name] * q.widths.round().sum() for name, q in self.quantizers.items()]
         return torch.stack(bits).sum() / self.total
 
-    def term(self, logits: Tensor, labels: Tensor, groups: Tensor, n_groups: int) -> Tensor:
+    def term(self, batch: LossBatch, *_: object) -> Tensor:
         """Return the loss term that pulls; under a budget the price acts on the logits' gradients, and this is 0."""
-        self.batch = len(labels)
+        self.batch = len(batch.labels)
         if self._landed or self.section.regularizer == "budget":
-            return logits.new_zeros(())
+            return batch.logits.new_zeros(())
         distances = [
             self.sizes[name] * (q.widths - self.start[name]).square().sum() for name, q in self.quantizers.items()
         ]

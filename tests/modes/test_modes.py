@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,58 +12,14 @@ from torch import nn
 
 from fairquant import plugins
 from fairquant.allocate.bitmap import BitMap
-from fairquant.config.load import parse_config
-from fairquant.config.schema import ProtectSection, QuantizeSection
-from fairquant.data.store import Store
+from fairquant.config.schema import ProtectSection
 from fairquant.errors import ConfigError, UserError
-from fairquant.modes import QuantizeJob, with_start
-from fairquant.modes._ranking import UnitRanking
+from fairquant.modes import with_start
 from fairquant.quantize.attach import bitmap_of, latent_weights, quantizers, scale_tables
 from fairquant.train import loop, refresh
 
 MODES = plugins.names("mode")
 CPU = torch.device("cpu")
-
-
-def make_model() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layers = [nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 2)]
-        return nn.Sequential(*layers)
-
-
-@pytest.fixture
-def store(make_store: Callable[..., Store], tmp_path: Path) -> Store:
-    return make_store(tmp_path / "prepared", n_per_group=60, size=8)
-
-
-@pytest.fixture
-def make_job(store: Store) -> Callable[..., QuantizeJob]:
-    """Return a factory of jobs; keyword arguments of ``QuantizeSection`` go there, others to the job."""
-
-    def make(**changes: object) -> QuantizeJob:
-        fields = {field.name for field in dataclasses.fields(QuantizeJob)}
-        section = {"epochs": 2, "batch_size": 24, "lr": 0.01, "augment": "off", "uniform_bits": 4}
-        section |= {key: value for key, value in changes.items() if key not in fields}
-        bits = BitMap(
-            "per_channel",
-            {"0": np.array([2, 4, 8, 2, 4, 8], dtype=np.uint8), "4": np.array([4, 8], dtype=np.uint8)},
-        )
-        values: dict[str, object] = {
-            "model": make_model(),
-            "store": store,
-            "bits": bits,
-            "section": QuantizeSection(**section),
-            "seed": 0,
-            "device": CPU,
-            "precision": "fp32",
-            "protect": ProtectSection(),
-            "roles": {"first": "0", "last": "4", "classifier": "4"},
-            "ranking": UnitRanking(parse_config({"importance": {"batch_size": 16}}), store, CPU),
-        }
-        return QuantizeJob(**(values | {key: value for key, value in changes.items() if key in fields}))
-
-    return make
 
 
 def logits(model: nn.Module) -> torch.Tensor:

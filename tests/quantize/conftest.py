@@ -13,7 +13,7 @@ from fairquant.allocate.bitmap import BitMap, Granularity, unit_shape
 from fairquant.models.layers import quantizable_layers
 
 GRANULARITIES: tuple[Granularity, ...] = ("per_tensor", "per_channel", "per_param")
-SCALES = ("absmax", "lsq", "mse", "percentile")
+SCALES = ("absmax", "lsq", "mse", "percentile", "weighted")
 
 
 def draw_bits(

@@ -144,6 +144,7 @@ class TestGradients:
     @pytest.mark.parametrize("loss", ["task", "fairness"])
     def test_both_losses_reach_the_logits(self, loss):
         from fairquant.train.losses import gap
+        from fairquant.train.terms import LossBatch
 
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
@@ -151,7 +152,9 @@ class TestGradients:
         attach_learned(model, bits, held=set(), bit_min=2, bit_max=8)
         logits = model(torch.randn(16, 3, 8, 8))
         labels, groups = torch.randint(0, 2, (16,)), torch.arange(16) % 2
-        value = nn.functional.cross_entropy(logits, labels) if loss == "task" else gap.loss(logits, labels, groups, 2)
+        batch = LossBatch(logits, labels, groups, 2)
+        task = nn.functional.cross_entropy(logits, labels)
+        value = task if loss == "task" else gap.loss(batch, gap.Options(), {})
         value.backward()
         for module in learned_quantizers(model).values():
             assert (module.b_logit.grad != 0).all() and (module.d_logit.grad != 0).all()

@@ -15,10 +15,11 @@ from fairquant.errors import DataError, UserError
 from fairquant.train import loop
 from fairquant.train.history import EpochRow
 from fairquant.train.hooks import Hooks
-from fairquant.train.loop import LossTerm, fit
+from fairquant.train.loop import fit
 from fairquant.train.losses import gap, none
 from fairquant.train.predict import predict
 from fairquant.train.schedule import make_optimizer, make_scheduler
+from fairquant.train.terms import LossTerm
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def test_equal_runs_are_equal_byte_for_byte(network, store, section, tmp_path, a
     models = []
     for name in ("one", "two"):
         torch.manual_seed(ord(name[0]))  # the global generator's state does not matter
-        model, history = run(network, store, section(epochs=2, augment=augment), terms=[LossTerm(1.0, gap.loss)])
+        model, history = run(network, store, section(epochs=2, augment=augment), terms=[LossTerm.of(gap, weight=1.0)])
         history.write_curve(tmp_path / f"{name}.csv")
         history.write_log(tmp_path / f"{name}.log")
         models.append(model)
@@ -70,7 +71,7 @@ def test_one_epoch_equals_a_plain_torch_loop(store, section):
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     plain = copy.deepcopy(model)
     settings = section(epochs=1, schedule="constant", weight_decay=0.1)
-    history = fit(model, store, section=settings, seed=3, device=CPU, terms=[LossTerm(0.5, gap.loss)])
+    history = fit(model, store, section=settings, seed=3, device=CPU, terms=[LossTerm.of(gap, weight=0.5)])
     weight, bias = plain[1].weight, plain[1].bias
     groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.01, fused=False, foreach=False)
@@ -224,9 +225,9 @@ def test_non_finite_loss_names_epoch_and_step(network, store, section, monkeypat
     monkeypatch.setattr(loop, "CHECK_EVERY", check_every)
     calls = []
 
-    def broken(logits, labels, groups, n_groups):
+    def broken(batch, options, state):
         calls.append(1)
-        return logits.sum() * (float("nan") if len(calls) >= 3 + step else 0.0)
+        return batch.logits.sum() * (float("nan") if len(calls) >= 3 + step else 0.0)
 
     message = rf"training loss at epoch 2, step {step}: got nan; allowed: a finite number \(lower lr"
     with pytest.raises(UserError, match=message):
@@ -258,7 +259,7 @@ def test_frozen_parameters_stay(network, store, section):
     model = network()
     model[0].weight.requires_grad_(False)
     before = model[0].weight.clone()
-    fit(model, store, section=section(epochs=1), seed=0, device=CPU, terms=[LossTerm(1.0, none.loss)])
+    fit(model, store, section=section(epochs=1), seed=0, device=CPU, terms=[LossTerm.of(none, weight=1.0)])
     assert torch.equal(model[0].weight, before)
 
 

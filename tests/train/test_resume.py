@@ -20,10 +20,11 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import TrainSection
 from fairquant.data.store import Store
 from fairquant.quantize.attach import quantize_model
-from fairquant.train import checkpoint, loop
+from fairquant.train import checkpoint, distill, loop
 from fairquant.train.hooks import Hooks
-from fairquant.train.loop import LossTerm, fit
-from fairquant.train.losses import gap
+from fairquant.train.loop import fit
+from fairquant.train.losses import compression_drop, gap, group_dro
+from fairquant.train.terms import LossTerm
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def train_to_files(store_path, folder, on_epoch_start=None):
         section=TrainSection(epochs=4, batch_size=32, lr=0.01, augment="light"),
         seed=5,
         device=CPU,
-        terms=[LossTerm(0.5, gap.loss)],
+        terms=[LossTerm.of(gap, weight=0.5)],
         checkpoint_dir=folder / "resume",
         hooks=EpochHook(on_epoch_start),
     )
@@ -98,13 +99,13 @@ class Stop(Exception):
     """Stands in for a kill."""
 
 
-def interrupted(model, store, section, folder, epoch):
+def interrupted(model, store, section, folder, epoch, **more):
     def stop(number):
         if number == epoch:
             raise Stop
 
     with pytest.raises(Stop):
-        fit(model, store, section=section, seed=0, device=CPU, checkpoint_dir=folder, hooks=EpochHook(stop))
+        fit(model, store, section=section, seed=0, device=CPU, checkpoint_dir=folder, hooks=EpochHook(stop), **more)
 
 
 def weights(model):
@@ -153,7 +154,46 @@ def test_quantized_models_resume_exactly(network, store, section, tmp_path, scal
     assert_same(weights(model), weights(whole))
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.02}, {"seed": 1}, {"terms": [LossTerm(1.0, gap.loss)]}, {"start": 1}])
+def remembering(teacher, step=0.5, temperature=2.0):
+    """Every term that remembers something or has a teacher."""
+    return {
+        "terms": [
+            LossTerm.of(group_dro, weight=1.0, options=group_dro.Options(step=step)),
+            LossTerm.of(compression_drop, weight=1.0),
+            LossTerm.of(distill, weight=0.5, options=distill.Options(temperature=temperature)),
+        ],
+        "teacher": teacher,
+    }
+
+
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_terms_remember_across_a_kill(network, store, section, tmp_path, epoch):
+    whole, told = network(), remembering(network(1))
+    expected = fit(whole, store, section=section(), seed=0, device=CPU, **told)
+    interrupted(network(), store, section(), tmp_path / "r", epoch, **remembering(network(1)))
+    model, again, started = network(), remembering(network(1)), []
+    options = {"section": section(), "seed": 0, "device": CPU, "checkpoint_dir": tmp_path / "r"}
+    assert fit(model, store, **options, hooks=EpochHook(started.append), **again) == expected
+    assert started == list(range(epoch, 4))
+    assert_same(weights(model), weights(whole))
+    for one, two in zip(told["terms"], again["terms"], strict=True):
+        assert_same(one.state, two.state)
+    assert again["terms"][1].state["seen"].sum() > 50
+
+
+@pytest.mark.parametrize("change", [{"teacher": 2}, {"step": 0.4}, {"temperature": 3.0}, {"state": 0.5}])
+def test_other_terms_are_another_run(network, store, section, tmp_path, change):
+    interrupted(network(), store, section(), tmp_path / "r", 3, **remembering(network(1)))
+    settings = {name: value for name, value in change.items() if name in ("step", "temperature")}
+    other, started = remembering(network(change.get("teacher", 1)), **settings), []
+    if "state" in change:
+        other["terms"][0].state["log_weights"] = torch.log(torch.tensor([0.9, 0.1]))
+    options = {"section": section(), "seed": 0, "device": CPU, "checkpoint_dir": tmp_path / "r"}
+    fit(network(), store, **options, hooks=EpochHook(started.append), **other)
+    assert started == [1, 2, 3]
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.02}, {"seed": 1}, {"terms": [LossTerm.of(gap, weight=1.0)]}, {"start": 1}])
 def test_another_run_does_not_pick_the_checkpoint_up(network, store, section, tmp_path, change):
     interrupted(network(), store, section(), tmp_path / "r", 3)
     started = []

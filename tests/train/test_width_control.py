@@ -12,8 +12,9 @@ from fairquant.config.schema import BaqSection
 from fairquant.quantize.attach import attach_learned, bitmap_of, settle_learned
 from fairquant.quantize.learned_widths import learned_quantizers
 from fairquant.train import checkpoint
-from fairquant.train.loop import LossTerm, fit
+from fairquant.train.loop import fit
 from fairquant.train.losses import gap
+from fairquant.train.terms import LossBatch, LossTerm
 from fairquant.train.width_control import PRICING_STEPS, WidthControl
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def prepared(network, **baq):
 
 
 def train(model, store, section, control, **more):
-    terms = [LossTerm(1.0, gap.loss), LossTerm(1.0, control.term)]
+    terms = [LossTerm.of(gap, weight=1.0), LossTerm(1.0, control.term)]
     return fit(model, store, section=section, seed=0, device=CPU, terms=terms, hooks=control, **more)
 
 
@@ -76,7 +77,7 @@ def test_the_drive_is_the_scatter_less_the_price(network):
     z = along_error(control, gradients(plain, images, labels))
     control.begin(1, 100)
     control.price = torch.tensor(0.7)
-    control.term(torch.zeros(32, 2), labels, labels, 2)
+    control.term(LossBatch(torch.zeros(32, 2), labels, labels, 2))
     for name, gradient in gradients(model, images, labels).items():
         quantizer = control.quantizers[name]
         expected = (0.7 * SIZES[name] / 270 - quantizer.rate() * 32 * z[name] ** 2) * quantizer.slope()
@@ -110,7 +111,7 @@ def test_the_first_price_is_what_the_first_batches_would_save(network):
     for step in range(1, PRICING_STEPS + 1):
         price = control.price.clone()
         images, labels = torch.randn(32, 3, 8, 8), torch.randint(0, 2, (32,))
-        control.term(torch.zeros(32, 2), labels, labels, 2)
+        control.term(LossBatch(torch.zeros(32, 2), labels, labels, 2))
         found = gradients(model, images, labels)
         driven = sum((g / control.quantizers[name].slope()).sum() for name, g in found.items())
         savings.append((price - driven).item())  # Σ_u (π n_u / N − saving_u) = π − Σ saving
@@ -126,10 +127,12 @@ def test_the_pull_brings_widths_back(network):
     model, control = prepared(network, regularizer="pull", bits_weight=2.0)
     control.begin(1, 10)
     zeros = torch.zeros(2, 2)
-    assert control.term(zeros, zeros[0], zeros[0], 2).item() == 0
+    assert control.term(LossBatch(zeros, zeros[0], zeros[0], 2)).item() == 0
     module = learned_quantizers(model)["5"]
     module.set_widths(torch.tensor([6, 8]))
-    assert control.term(zeros, zeros[0], zeros[0], 2).item() == pytest.approx(2.0 * 54 * 2**2 / 270, rel=1e-4)
+    assert control.term(LossBatch(zeros, zeros[0], zeros[0], 2)).item() == pytest.approx(
+        2.0 * 54 * 2**2 / 270, rel=1e-4
+    )
 
 
 def test_the_pull_lands_on_whole_widths(network, store, section):
@@ -153,7 +156,7 @@ def test_bits_go_where_the_error_costs():
         images = torch.randn(32, 64)
         optimizer.zero_grad()
         error = (gains * (model(images) - images @ teacher.T)).square().mean()
-        (error + control.term(images, images[:, 0], images[:, 0], 2)).backward()
+        (error + control.term(LossBatch(images, images[:, 0], images[:, 0], 2))).backward()
         optimizer.step()
         control.after_step(step)
     widths = learned_quantizers(model)["0"].bits().tolist()

@@ -8,6 +8,8 @@ samples behind the derivative, ≥ 0, same shape. It may define
 - ``forward(device, precision)``: the context of the forward pass. Without it: ``fairquant.devices.autocast``.
 - ``AVERAGED = "derivative"``: with ``normalize: sample`` the derivative is averaged over a group's batches and scored
   once. Without it each batch is scored and the scores are averaged.
+- ``sample_scores(layers)``: what scores the gradient of every single sample, in place of ``derivative``, which looks
+  at a batch's mean loss (``fairquant.importance.metric.SampleScores``). Scores are then averaged over samples.
 - ``predicted_increase(importance, delta, weight)``: what its averaged map says a perturbation ``delta`` of the weights
   costs, per weight, in numpy; groups may lead the map's shape.
 

@@ -9,4 +9,9 @@ Contract: a file ``<name>.py`` defines
 - ``REFRESH``: "step" (measured anew at every training step), "epoch" (at the start of every epoch) or "learned"
   (measured once, then a parameter trained by LSQ's gradient).
 - ``CLIPS`` (optional, default True): False promises |w| ≤ M·Δ, which makes the backward pass free.
+- ``ladder(weight, largest, *, percentile, importance=None) -> Tensor`` (optional): step sizes (r, W) at the W values M
+  of the sequence ``largest`` at once; without importance those of ``make_scale``, bit for bit. ``importance`` (r, n) is
+  finite and not negative; a method that does not weigh by it leaves it alone. Widths without a grid are not asked for.
+- ``sign_step(weight, *, importance) -> Tensor`` (optional): the step size (r, 1) at 1 bit where there is importance;
+  mean |w| otherwise.
 """

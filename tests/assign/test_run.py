@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fairquant import plugins
-from fairquant.allocate.assign import assign_bits
+from fairquant.assign.run import assign_bits
 from fairquant.config import Config
 from fairquant.errors import ArtifactError, ConfigError, UserError
 from fairquant.importance.maps import ImportanceMaps

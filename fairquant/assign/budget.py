@@ -1,0 +1,168 @@
+"""Budgets as costs of widths: bits, packed bytes and bit operations, and what is left for the units to spend.
+
+All costs are counted in whole bits where the budget is (``avg_bits``, ``size_mb``), so that sums are exact. Packed
+bytes are those of ``fairquant.cost.size``: weights at their widths, one fp32 scale per unit (or per channel and width)
+whose width needs one, the width map, and everything that is not a quantizable weight.
+
+The width map's code depends on the allocation it describes. Costs are taken with a given prefix code; a Huffman code of
+the result is never longer, so a budget that holds with the given code holds for the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from fairquant.allocate.bitmap import BitMap, Granularity, unit_shape
+from fairquant.allocate.info import ModelInfo
+from fairquant.config.schema import BudgetSection
+from fairquant.cost.size import FLOAT_BYTES, MEGABYTE, TABLE_BYTES, huffman_lengths
+
+Floats = npt.NDArray[np.float64]
+ACTIVATION_BITS = 32
+SCALE_BITS = 8 * FLOAT_BYTES
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What a packed file needs beside widths: bits of each width's code, and scales by layer where they are counted.
+
+    ``scales`` is None where every unit pays for its own scale; per parameter it holds the number of scales by layer.
+    """
+
+    code: Mapping[int, int]
+    scales: Mapping[str, int] | None
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Costs (K, n_layers, W) of one unit of each layer at each width, limits (K,), and how budgets read (K).
+
+    ``fixed`` (K,) is spent whatever is chosen; a budget's own value is (spent + fixed) · ``unit``.
+    """
+
+    keys: tuple[str, ...]
+    costs: Floats
+    limits: Floats
+    fixed: Floats
+    unit: Floats
+
+    def readable(self, index: int, spent: float) -> float:
+        """Return spending ``spent`` of budget ``index`` in the budget's own unit, rounded up to 6 digits."""
+        value = float((spent + self.fixed[index]) * self.unit[index])
+        digits = 6 - math.ceil(math.log10(value)) if value > 0 else 6
+        return float(math.ceil(value * 10**digits - 1e-9) / 10**digits)
+
+
+def first_reserve(widths: Sequence[int], held: Mapping[str, int], info: ModelInfo, granularity: Granularity) -> Reserve:
+    """Return a reserve that holds for every allocation: codes of one length, every scale that could be needed."""
+    symbols = sorted({*widths, *held.values()})
+    length = math.ceil(math.log2(len(symbols))) if len(symbols) > 1 else 0
+    scales = None
+    if granularity == "per_param":
+        grids = sum(0 < width < 32 for width in widths)
+        scales = {name: shape[0] * grids for name, shape in info.shapes.items() if name not in held}
+    return Reserve(dict.fromkeys(symbols, length), scales)
+
+
+def reserve_of(bits: BitMap, widths: Sequence[int]) -> Reserve:
+    """Return what the allocation ``bits`` itself needs; every width of ``widths`` keeps a code, used or not."""
+    counts = dict.fromkeys(widths, 1)
+    scales: dict[str, int] = {}
+    for name, layer in bits.layers.items():
+        for width, number in bits.counts(name).items():
+            counts[width] = counts.get(width, 0) + number
+        if bits.granularity == "per_param":
+            rows = layer.reshape(len(layer), -1)
+            grids = [width for width in bits.counts(name) if 0 < width < 32]
+            scales[name] = sum(int((rows == width).any(axis=1).sum()) for width in grids)
+    return Reserve(huffman_lengths(counts), scales or None)
+
+
+def prices(
+    budget: BudgetSection,
+    info: ModelInfo,
+    *,
+    granularity: Granularity,
+    widths: Sequence[int],
+    held: Mapping[str, int],
+    reserve: Reserve,
+) -> Prices:
+    """Return costs and limits of every budget that is given; layers are those not in ``held``, in model order."""
+    free = [name for name in info.shapes if name not in held]
+    numbers = {name: math.prod(unit_shape(granularity, shape)) for name, shape in info.shapes.items()}
+    makers = {"avg_bits": _average, "size_mb": _packed, "gbops": _operations}
+    rows = [
+        (key, *maker(float(getattr(budget, key)), info, free, numbers, np.array(widths), held, reserve))
+        for key, maker in makers.items()
+        if getattr(budget, key) is not None
+    ]
+    keys, costs, limits, fixed, unit = zip(*rows, strict=True)
+    return Prices(keys, np.stack(costs), np.array(limits), np.array(fixed), np.array(unit))
+
+
+_Row = tuple[Floats, float, float, float]
+_Widths = npt.NDArray[np.int_]
+
+
+def _average(
+    limit: float,
+    info: ModelInfo,
+    free: Sequence[str],
+    numbers: Mapping[str, int],
+    widths: _Widths,
+    held: Mapping[str, int],
+    reserve: Reserve,
+) -> _Row:
+    """Bits of weights; the limit is the average times the number of weights."""
+    sizes = {name: math.prod(shape) for name, shape in info.shapes.items()}
+    costs = np.array([[sizes[name] // numbers[name] * width for width in widths.tolist()] for name in free], np.float64)
+    fixed = sum(sizes[name] * width for name, width in held.items())
+    total = sum(sizes.values())
+    return costs, math.floor(Fraction(repr(limit)) * total) - fixed, fixed, 1 / total
+
+
+def _packed(
+    limit: float,
+    info: ModelInfo,
+    free: Sequence[str],
+    numbers: Mapping[str, int],
+    widths: _Widths,
+    held: Mapping[str, int],
+    reserve: Reserve,
+) -> _Row:
+    """Bits of the packed file, see ``fairquant.cost.size``."""
+    own = np.array([0 < width < 32 for width in widths.tolist()]) * (SCALE_BITS if reserve.scales is None else 0)
+    code = np.array([reserve.code[width] for width in widths.tolist()])
+    sizes = {name: math.prod(shape) // numbers[name] for name, shape in info.shapes.items()}
+    costs = np.array([sizes[name] * widths + own + code for name in free], np.float64)
+    costs = np.maximum.accumulate(costs, axis=1)  # a rare width's long code must not cost more than the next width
+    fixed = 8 * FLOAT_BYTES * info.rest + 8 * TABLE_BYTES * len(reserve.code)
+    fixed += 8 * len(info.shapes) + 8  # each layer's weights, and the map, end on a whole byte
+    for name, width in held.items():
+        scales = info.shapes[name][0] if numbers[name] > 1 else 1
+        fixed += sizes[name] * numbers[name] * width + numbers[name] * reserve.code[width]
+        fixed += SCALE_BITS * scales * (0 < width < 32)
+    fixed += SCALE_BITS * sum((reserve.scales or {}).get(name, 0) for name in free)
+    bits = math.floor(Fraction(repr(limit)) * int(MEGABYTE) * 8)
+    return costs, bits - fixed, fixed, 1 / (8 * MEGABYTE)
+
+
+def _operations(
+    limit: float,
+    info: ModelInfo,
+    free: Sequence[str],
+    numbers: Mapping[str, int],
+    widths: _Widths,
+    held: Mapping[str, int],
+    reserve: Reserve,
+) -> _Row:
+    """Multiply-accumulates times weight bits; activations count with 32 bits, see ``fairquant.cost.bops``."""
+    costs = np.array([info.macs[name] / numbers[name] * widths for name in free], np.float64)
+    fixed = float(sum(info.macs[name] * width for name, width in held.items()))
+    return costs, limit * 1e9 / ACTIVATION_BITS - fixed, fixed, ACTIVATION_BITS / 1e9
