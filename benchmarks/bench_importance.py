@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_importance [--groups 2 6 9] [--samples 1152] [--size 64] [--batch 64] [--rounds 5]
     python -m benchmarks.bench_importance --metric grape hawq --options '{"samples": 2}' --groups 2 --samples 256
+    python -m benchmarks.bench_importance --metric fisher --groups 2 --samples 256 [--size 32]
 
 Both passes read the same images through the same batches in evaluation mode; the plain one takes every parameter's
 gradient in mixed batches of all groups. They alternate; the ratio of each round is printed as its median. ``--options``
@@ -69,7 +70,7 @@ def timed(function: Any, *arguments: Any, **options: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--metric", nargs="+", default=["grape"])
+    parser.add_argument("--metric", nargs="+", default=["grape"], choices=plugins.names("importance"))
     parser.add_argument("--options", type=json.loads, default={})
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--groups", type=int, nargs="+", default=[2, 6, 9])

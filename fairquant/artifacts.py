@@ -75,7 +75,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as indented JSON; floats are rounded to 6 decimals (below 0.001 to 4 significant digits), NaN and infinity become null."""
+    """Write ``value`` as indented JSON; NaN and infinity become null.
+
+    Floats are rounded to 6 decimals, those below 0.001 to 4 significant digits.
+    """
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,11 +1,13 @@
 """Budgets of single weights in whole numbers: exact spending from counts, and the last steps that still fit.
 
 A float is a whole number over a power of two, so a budget's costs share one denominator and spending is a whole number
-of it. A budget is kept when its exact sum, rounded once, is at most the limit: what ``math.fsum`` over all weights says.
+of it. A budget is kept when its exact sum, rounded once, is at most the limit: what ``math.fsum`` of all weights' costs
+says.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,11 +56,11 @@ class Budgets:
 
     def totals(self, counts: Counts) -> list[int]:
         """Return exact spending (K,) in each budget's own denominator, of counts (n_layers, W)."""
-        rows = counts.tolist()
+        numbers = counts.reshape(-1).tolist()
         return [
-            sum(number * cost for row, prices in zip(rows, layers, strict=True) for number, cost in zip(row, prices, strict=True))
+            sum(number * cost for number, cost in zip(numbers, itertools.chain(*layers), strict=True))
             for layers in self.whole
-        ]  # fmt: skip
+        ]
 
     def spent(self, counts: Counts) -> Floats:
         """Return spending (K,), rounded once."""

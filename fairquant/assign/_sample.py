@@ -1,10 +1,10 @@
 """A sample of single weights that stands for all of them: where to start, and how the dual curves.
 
-A weight's chance of being drawn is one half even and one half its share of the losses, averaged over the widths; what is
-drawn counts as often as it stands for weights (Horvitz & Thompson 1952, J. American Statistical Association 47). Solved as
-a table, the sample gives group weights λ and prices μ near those of all weights. From there on a pass over all weights
-says the dual's true slope (the groups' totals, and spending above the limits), and the sample only its curvature: a
-Newton step maximises
+A weight's chance of being drawn is one half even and one half its share of the losses, averaged over the widths; what
+is drawn counts as often as it stands for weights (Horvitz & Thompson 1952, J. American Statistical Association 47).
+Solved as a table, the sample gives group weights λ and prices μ near those of all weights. From there on a pass over
+all weights says the dual's true slope (the groups' totals, and spending above the limits), and the sample only its
+curvature: a Newton step maximises
 
     slope·x − ½ x·H·x        over the x that keep Σ λ, 0 ≤ λ ≤ cap and μ ≥ 0
 
@@ -28,9 +28,9 @@ Positions = npt.NDArray[np.int64]
 
 FIRST = 16_384
 """Weights drawn evenly to see what the widths cost on average."""
-APART = 0.05
+APART = 0.2
 """The differences' distance, as a share of λ_g (at least of a quarter of 1/G) and of the prices."""
-REACH = 10.0
+REACH = 5.0
 """The longest Newton step, in such distances."""
 RIDGE = 1e-3
 """Added to the curvature, as a share of its mean: the dual is flat along λ ∝ μ."""
@@ -79,15 +79,18 @@ class Sample:
     @classmethod
     def _of(cls, stream: Stream, positions: list[Positions], stand_for: list[Floats]) -> Sample:
         """Return the table of some weights of each layer and how many each stands for."""
-        losses = [_table(stream, layer, at) * number[:, None] for layer, (at, number) in enumerate(zip(positions, stand_for, strict=True))]
-        costs = [stream.costs[:, layer, None, :] * number[:, None] for layer, number in enumerate(stand_for)]
+        budgets, layers, widths = stream.costs.shape
+        losses, costs = [np.empty((stream.groups, 0, widths))], [np.empty((budgets, 0, widths))]
+        for layer, at, number in zip(range(layers), positions, stand_for, strict=True):
+            losses.append(_table(stream, layer, at) * number[:, None])
+            costs.append(stream.costs[:, layer, None, :] * number[:, None])
         return cls(np.concatenate(losses, axis=1), np.concatenate(costs, axis=1))
 
     def solve(self, rooms: Floats, offset: Floats, objective: Objective, *, gap: float) -> Point:
         """Return the group weights and prices at the sample's optimum.
 
-        ``rooms`` (K,) say where the limits lie between all weights' cheapest (0) and widest (1) choice; ``offset`` (G,) is
-        lost whatever is chosen.
+        ``rooms`` (K,) say where the limits lie between all weights' cheapest (0) and widest (1) choice; ``offset`` (G,)
+        is lost whatever is chosen.
         """
         groups, _, widths = self.losses.shape
         fixed = np.broadcast_to(offset[:, None, None], (groups, 1, widths))
@@ -124,9 +127,10 @@ class Sample:
         """Return the loss saved per unit spent, (K,), from all weights at their cheapest to all at their widest."""
         saved = float(weights @ (self.losses[:, :, 0] - self.losses.min(axis=2)).sum(axis=1))
         span = self.costs[:, :, -1].sum(axis=1) - self.costs[:, :, 0].sum(axis=1)
-        return (saved or 1.0) / np.where(span > 0, span, 1.0)
+        prices: Floats = (saved or 1.0) / np.where(span > 0, span, 1.0)
+        return prices
 
-    def _curvature(self, point: Point, scale: Floats, free: Floats, unit: Floats, size: Floats) -> Floats:
+    def _curvature(self, point: Point, scale: Floats, free: Positions, unit: Floats, size: Floats) -> Floats:
         """Return −∂²D of the sample in steps of ``size``: symmetric, positive semidefinite but for noise."""
         rows = []
         for number in range(len(size)):
@@ -142,7 +146,9 @@ class Sample:
                 ends.append((np.concatenate([scale[free] * totals[free], unit * spent]) * size, moved[number]))
             (above, right), (below, left) = ends
             rows.append((below - above) / (right - left) * size[number])
-        return (np.array(rows) + np.array(rows).T) / 2
+        curvature = np.array(rows)
+        symmetric: Floats = (curvature + curvature.T) / 2
+        return symmetric
 
     def _evaluate(self, weights: Floats, prices: Floats) -> tuple[Floats, Floats]:
         """Return the sample's totals (G,) and spending (K,)."""

@@ -1,10 +1,11 @@
 """Single weights, pass by pass: priced choices of every weight from blocks that stay in the processor's cache.
 
-For group weights λ (scaled) and the price p_w of each width in a layer, a weight with maps I_g and rounding effect h_w takes
+For group weights λ (scaled) and the price p_b of each width in a layer, a weight with maps I_g that loses h_b at width
+b times its importance takes
 
-    argmin_w  m·h_w + p_w        m = Σ_g λ_g I_g        (ties: the cheapest width)
+    argmin_b  m·h_b + p_b        m = Σ_g λ_g I_g        (ties: the cheapest width)
 
-in float64. Nothing of the size groups × weights or weights × widths is ever held: h_w is computed anew in every pass.
+in float64. Nothing of the size groups × weights or weights × widths is ever held: h_b is computed anew in every pass.
 
 Results do not depend on how rows are cut into blocks: arithmetic is elementwise, losses are summed row by row, rows by
 ``math.fsum`` (exact), and spending is counted in whole numbers of weights per width.
@@ -71,7 +72,7 @@ class Evaluation:
 
 
 class _Best:
-    """The best choice so far of a block's weights at one set of prices (W,): ``index`` and what it costs, ``priced``."""
+    """The best choice so far of a block's weights at prices (W,): ``index``, and what it costs, ``priced``."""
 
     def __init__(self, shape: tuple[int, ...], prices: Floats) -> None:
         self.index, self.priced, self.prices = np.zeros(shape, np.uint8), np.empty(shape), prices
@@ -116,6 +117,7 @@ class Stream:
     """
 
     layers: Sequence[StreamedLayer]
+    groups: int
     widths: tuple[int, ...]
     costs: Floats
     increase: Increase
@@ -130,7 +132,8 @@ class Stream:
 
     def layer_prices(self, prices: Floats) -> Floats:
         """Return the price of each width in each layer, (n_layers, W), for prices (K,) of the budgets."""
-        return np.einsum("k,klw->lw", prices, self.costs)
+        charged: Floats = np.einsum("k,klw->lw", prices, self.costs)
+        return charged
 
     def evaluate(self, weights: Floats, prices: Sequence[Floats], *, totals: int | None) -> list[Evaluation]:
         """Evaluate several ``prices`` (K,) at group weights (G,) in one pass; number ``totals`` of them with totals."""
@@ -171,7 +174,7 @@ class Stream:
         return choice, Evaluation(counts, math.fsum(priced), _total(sums))
 
     def scores(self, weights: Floats, shares: Floats) -> list[Single]:
-        """Return 1 + Σ over widths of shares·loss for every weight, losses counted by ``weights``: (out·n,) per layer."""
+        """Return 1 + Σ over widths of shares·loss of every weight, its groups counted by ``weights``: (out·n,) each."""
         scores = [np.empty(layer.weight.size, np.float32) for layer in self.layers]
         for layer, rows in self._blocks():
             self._choose(layer, rows, weights, [])
@@ -182,7 +185,7 @@ class Stream:
                 np.multiply(work.loss, share, out=work.loss)
                 np.add(work.priced, work.loss, out=work.priced)
             np.multiply(work.priced, work.combined, out=work.priced)
-            np.add(work.priced, 1.0, out=scores[layer].reshape(self.layers[layer].weight.shape)[rows], casting="same_kind")
+            scores[layer].reshape(self.layers[layer].weight.shape)[rows] = work.priced + 1.0
         return scores
 
     def _blocks(self) -> Iterator[tuple[int, slice]]:
@@ -200,7 +203,7 @@ class Stream:
         return self.workspace
 
     def _choose(self, layer: int, rows: slice, weights: Floats, charged: Sequence[Floats]) -> list[_Best]:
-        """Return the best choice of a block's weights for each row of ``charged``, prices (W,) of this layer's widths."""
+        """Return the best choice of a block's weights for each of ``charged``, prices (W,) of this layer's widths."""
         data = self.layers[layer]
         weight, steps = data.weight[rows], data.steps[rows]
         work = self._work(weight.shape)

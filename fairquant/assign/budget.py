@@ -103,7 +103,17 @@ def prices(
         if getattr(budget, key) is not None
     ]
     keys, costs, limits, fixed, unit = zip(*rows, strict=True)
-    return Prices(keys, np.stack(costs), np.array(limits), np.array(fixed), np.array(unit))
+    table = np.stack(costs).reshape(len(keys), len(free), len(widths))  # free may be empty
+    return Prices(keys, table, np.array(limits), np.array(fixed), np.array(unit))
+
+
+def whole_bytes(megabytes: float) -> int:
+    """Return the whole bytes in ``megabytes`` as written: 1.001 holds 1001000, though 1.001 · 1e6 < 1001000.
+
+    >>> whole_bytes(1.001)
+    1001000
+    """
+    return math.floor(Fraction(repr(megabytes)) * int(MEGABYTE))
 
 
 _Row = tuple[Floats, float, float, float]
@@ -149,8 +159,7 @@ def _packed(
         fixed += sizes[name] * numbers[name] * width + numbers[name] * reserve.code[width]
         fixed += SCALE_BITS * scales * (0 < width < 32)
     fixed += SCALE_BITS * sum((reserve.scales or {}).get(name, 0) for name in free)
-    bits = math.floor(Fraction(repr(limit)) * int(MEGABYTE) * 8)
-    return costs, bits - fixed, fixed, 1 / (8 * MEGABYTE)
+    return costs, 8 * whole_bytes(limit) - fixed, fixed, 1 / (8 * MEGABYTE)
 
 
 def _operations(
@@ -165,4 +174,4 @@ def _operations(
     """Multiply-accumulates times weight bits; activations count with 32 bits, see ``fairquant.cost.bops``."""
     costs = np.array([info.macs[name] / numbers[name] * widths for name in free], np.float64)
     fixed = float(sum(info.macs[name] * width for name, width in held.items()))
-    return costs, limit * 1e9 / ACTIVATION_BITS - fixed, fixed, ACTIVATION_BITS / 1e9
+    return costs, float(Fraction(repr(limit)) * 10**9 / ACTIVATION_BITS) - fixed, fixed, ACTIVATION_BITS / 1e9

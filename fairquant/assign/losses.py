@@ -55,10 +55,23 @@ class LayerLosses:
 
 
 def increase_of(metric: str) -> Increase:
-    """Return h(δ, w) of the metric: what its map is multiplied by."""
+    """Return h(δ, w) of the metric: what its map is multiplied by.
+
+    A metric whose map holds w² says nothing about a weight of 0, which 1 bit moves to Δ: h is 0 there, as the map is.
+    """
+    import torch
+
     plugin = plugins.load("importance", metric)
-    one = np.float32(1)
-    return lambda delta, weight: np.asarray(plugin.predicted_increase(one, delta, weight), np.float32)
+    blind = float(plugin.score(torch.ones(1), torch.zeros(1))) == 0
+
+    def increase(delta: Floats, weight: Floats) -> Floats:
+        if blind:
+            delta = np.where(weight == 0, np.float32(0), delta)
+        with np.errstate(over="ignore"):  # (δ/w)² of a weight next to 0, whose map is 0
+            effect = plugin.predicted_increase(np.float32(1), delta, weight)
+        return np.minimum(effect, np.finfo(np.float32).max)
+
+    return increase
 
 
 def sensitivity(increase: Increase, importance: Floats, weight: Floats) -> Floats:
@@ -68,9 +81,9 @@ def sensitivity(increase: Increase, importance: Floats, weight: Floats) -> Float
     ``weighted`` step sizes.
     """
     square = np.square(weight)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.divide(increase(weight, weight), square, out=np.zeros_like(weight), where=square > 0)
-    return np.nan_to_num(importance * ratio, posinf=0.0)
+        return np.nan_to_num(importance * ratio, posinf=0.0)
 
 
 def step_sizes(weight: Floats, rounding: Rounding, sensitivity: Floats | None = None) -> Floats:

@@ -35,6 +35,8 @@ from fairquant.errors import ArtifactError, ConfigError
 from fairquant.importance.maps import ImportanceMaps
 
 Weights = Mapping[str, Floats]
+Memory = dict[tuple[str, Rounding, str], LayerLosses]
+"""Predicted losses by layer, rounding, and the reducer where step sizes depend on it."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,26 @@ def assign_bits(
 
 
 def assign(
-    maps: ImportanceMaps, model_info: Mapping[str, Any], config: Config, weights: Callable[[], Weights] | None = None
+    maps: ImportanceMaps,
+    model_info: Mapping[str, Any],
+    config: Config,
+    weights: Callable[[], Weights] | None = None,
+    *,
+    memory: Memory | None = None,
 ) -> Assignment:
     """Return the bit-width of every unit of every quantizable layer, layers in model order.
 
     Shares of levels are shares of the unprotected units of the whole model; a budget is that of the whole model,
     protected layers included. ``weights`` returns the full-precision weights by layer; they are read where widths are
-    chosen by predicted loss, or step sizes by importance, and must be given there. Raises ``UserError``: maps that are
-    not of this model, NaN or infinity in one (the layer is named), a reducer that refuses the groups, a protection that
-    matches nothing, a budget that cannot be met.
+    chosen by predicted loss, or step sizes by importance, and must be given there. ``memory`` keeps predicted losses
+    for further calls with the same maps and weights, for example under another budget. Raises ``UserError``: maps that
+    are not of this model, NaN or infinity in one (the layer is named), a reducer that refuses the groups, a protection
+    that matches nothing, a budget that cannot be met.
     """
     info = ModelInfo.from_json(model_info)
     _check_layers(maps, info)
     held = protected_widths(config.assign.protect, list(info.shapes), info.roles)
-    task = _Task(maps, info, config, held, weights)
+    task = _Task(maps, info, config, held, weights, {} if memory is None else memory)
     allocator = plugins.load("allocator", config.allocator)
     if not getattr(allocator, "SPENDS", False):
         return Assignment(task.with_steps(_rank(task, allocator)), task.with_steps)
@@ -90,6 +98,7 @@ class _Task:
     config: Config
     held: Mapping[str, int]
     read_weights: Callable[[], Weights] | None
+    memory: Memory
     known: dict[str, tuple[tuple[int, ...], Floats]] = field(default_factory=dict)
     """Step sizes found so far: layer → (widths, (rows, widths))."""
 
@@ -138,9 +147,13 @@ class _Task:
     def losses(self, name: str, widths: Iterable[int]) -> LayerLosses:
         """Return a layer's predicted losses at ``widths``."""
         rounding = self.rounding(widths)
-        steps = self.steps(name, rounding)
-        self.known[name] = (rounding.widths, steps)
-        return layer_losses(self.weights[name], self.maps.layers[name], rounding, self.increase, steps)
+        key = (name, rounding, self.config.reducer if self.scale_needs_importance else "")
+        if key not in self.memory:
+            steps = self.steps(name, rounding)
+            maps = self.maps.layers[name]
+            self.memory[key] = layer_losses(self.weights[name], maps, rounding, self.increase, steps)
+        self.known[name] = (rounding.widths, self.memory[key].steps)
+        return self.memory[key]
 
     def with_steps(self, bits: BitMap) -> BitMap:
         """Return ``bits`` with the step sizes of their widths; as they are where those are measured when quantizing."""

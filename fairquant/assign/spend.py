@@ -21,7 +21,7 @@ from fairquant.allocate.info import ModelInfo
 from fairquant.allocate.knapsack import Infeasible, minimise
 from fairquant.allocate.objective import Objective
 from fairquant.allocate.spending import Spent
-from fairquant.assign.budget import Prices, Reserve, first_reserve, prices, reserve_of
+from fairquant.assign.budget import Prices, Reserve, first_reserve, prices, reserve_of, whole_bytes
 from fairquant.assign.losses import Increase, LayerLosses, total_by_layer
 from fairquant.assign.per_param import StreamedLayer, minimise_streamed
 from fairquant.config.schema import BudgetSection
@@ -236,18 +236,20 @@ class Problem:
 
     def _excess(self, bits: BitMap) -> int:
         """Return by how many bytes the packed file of ``bits`` is over the budget; ≤ 0 where it fits."""
-        limit = math.floor(float(self.budget.size_mb or 0) * MEGABYTE)
-        return size_report(bits, self.info.shapes, rest=self.info.rest).packed - limit
+        return self._packed_bytes(bits) - whole_bytes(float(self.budget.size_mb or 0))
+
+    def _packed_bytes(self, bits: BitMap) -> int:
+        return size_report(bits, self.info.shapes, rest=self.info.rest).packed
 
     def _infeasible(self, priced: Prices, error: Infeasible) -> ConfigError:
         key = priced.keys[error.index]
         smallest = priced.readable(error.index, error.smallest)
         if key == "size_mb":
             cheapest = self._bitmap({name: np.zeros(self._units(name), np.intp) for name in self._free})
-            smallest = (self._excess(cheapest) + math.floor(float(self.budget.size_mb or 0) * MEGABYTE)) / MEGABYTE
+            smallest = self._packed_bytes(cheapest) / MEGABYTE
         held = f" and {len(self.held)} protected layers" if self.held else ""
         return ConfigError(
-            f"budget.{key}: got {getattr(self.budget, key):g}; allowed: at least {smallest:.7g}, "
+            f"budget.{key}: got {getattr(self.budget, key):g}; allowed: at least {smallest:.12g}, "
             f"what {self.widths[0]} bits everywhere{held} need (assign.optimal.bits, granularity {self.granularity})"
         )
 

@@ -2,7 +2,7 @@
 
 At position p of sample i the layer multiplies its weight, taken as a matrix, with a vector a_ip; δ_ip is the gradient
 of the loss with respect to the product, so that the gradient of sample i's loss is Σ_p δ_ip a_ipᵀ. The positions of a
-linear layer are its tokens. Those of a convolution are the pixels of its output, and a_ip is the patch under the kernel.
+linear layer are its tokens; those of a convolution are its output's pixels, and a_ip is the patch under the kernel.
 
 Matrices have the columns of weights in channels-last layout: kernel row, kernel column, channel.
 """

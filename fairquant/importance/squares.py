@@ -30,6 +30,7 @@ LARGE = 1 << 25
 Call = Tokens | Pixels
 
 
+@torch.no_grad()
 def add_squares(total: Tensor, calls: Sequence[Call], scale: float) -> None:
     """Add ``scale`` · Σ_i (gradient of sample i)² to ``total``, of the weight's shape.
 
@@ -54,21 +55,27 @@ def add_squares(total: Tensor, calls: Sequence[Call], scale: float) -> None:
 
 def _by_products(matrix: Tensor, calls: Sequence[Call], scale: float) -> None:
     """One (groups, out / groups, columns) product for each sample; an accelerator takes many samples at a time."""
-    samples, on_cpu = len(calls[0].deltas), matrix.device.type == "cpu"
-    step = 1 if on_cpu else min(samples, max(1, LARGE // matrix.numel()))
+    samples = len(calls[0].deltas)
+    step = at_a_time(matrix, samples)
+    limit = CACHED if matrix.device.type == "cpu" else LARGE
     product = matrix.new_empty((step, *matrix.shape))
     for start in range(0, samples, step):
         stop = min(start + step, samples)
         part = product[: stop - start]
         started = False
         for call in calls:
-            for deltas, values in call.blocks(start, stop, CACHED if on_cpu else LARGE):
+            for deltas, values in call.blocks(start, stop, limit):
                 _multiply(deltas, values, part, add=started)
                 started = True
         if len(part) == 1:
             matrix.addcmul_(part[0], part[0], value=scale)
         else:
             matrix.add_(part.square_().sum(0), alpha=scale)
+
+
+def at_a_time(matrix: Tensor, samples: int) -> int:
+    """Return how many samples' gradients are formed at once: one that stays in a processor's cache, or many."""
+    return 1 if matrix.device.type == "cpu" else min(samples, max(1, LARGE // matrix.numel()))
 
 
 def _multiply(deltas: Tensor, values: Tensor, out: Tensor, *, add: bool) -> None:
@@ -95,6 +102,8 @@ def _by_pairs(matrix: Tensor, calls: Sequence[Call], scale: float) -> None:
             matrix[0].addmm_(left[0], right[0], alpha=2 * scale)
         else:
             matrix.baddbmm_(left, right, alpha=2 * scale)
+    if positions > 1:
+        matrix.clamp_min_(0)  # terms of either sign may leave a rounding error below 0; NaN stays
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

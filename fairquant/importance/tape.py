@@ -75,12 +75,12 @@ class Tape(TorchFunctionMode):
             computed: Any = getattr(layer, "parametrizations", {})
             if "weight" in computed:
                 self._handles.append(computed["weight"].register_forward_hook(self._learn(name)))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *details: Any) -> None:
         """Stop watching."""
-        super().__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
@@ -108,14 +108,13 @@ class Tape(TorchFunctionMode):
 
     def _record(self, call: Call, output: Tensor, source: Node | None) -> None:
         if call.value.ndim != 4 if call.window else call.value.ndim < 2:
-            raise refusal(
-                call.layer, f"an input of shape {tuple(call.value.shape)}", "samples along the first dimension"
-            )
+            shape = tuple(call.value.shape)
+            raise refusal(call.layer, f"an input of shape {shape}", "samples along the first dimension")
         base = output._base  # a linear layer gives a view; what is done in place to that happens to its base
         whole = output if base is None or base.numel() != output.numel() else base
         edge = get_gradient_edge(whole)
         receivers = self._receive
-        whole.register_hook(lambda delta: receivers[0](call, delta))
+        whole.register_hook(lambda delta: receivers[0](call, delta))  # type: ignore[no-untyped-call]
         self.calls.append(call)
         self._sources[edge.node] = source
         if not call.value.requires_grad:
@@ -130,7 +129,8 @@ class Tape(TorchFunctionMode):
             node = waiting.pop()
             name = names.get(id(getattr(node, "variable", None)))
             if name is not None:
-                raise refusal(name, "a weight used outside conv2d and linear, or changed on the way there", "neither")
+                got = "a weight used outside conv2d and linear, or changed on the way there"
+                raise refusal(name, got, "weights that these read as they are stored or parametrized")
             # From a call go on at its input: what lies between is the layer's own.
             following = [self._sources[node]] if node in self._sources else [after for after, _ in node.next_functions]
             new = {after for after in following if after is not None} - seen

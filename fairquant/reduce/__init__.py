@@ -9,7 +9,7 @@ Every plug-in defines a frozen ``Options`` and ``reduce(importance, options, *, 
 
 A reducer that does not work with every set of groups also defines ``check_groups(options, groups)``.
 
-A reducer that orders groups' totals too, not only single weights, defines ``objective(options, totals) -> (cap, scale)``
-for allocators that minimise a loss: the largest weight one group may have in it (1/G is the mean of the groups, 1 the
-worst group) and what each group's loss is multiplied by (G,), see ``fairquant.allocate.objective``.
+A reducer that orders groups' totals too, not only single weights, defines ``objective(options, totals) -> (cap,
+scale)`` for allocators that minimise a loss: the largest weight one group may have in it (1/G is the mean of the
+groups, 1 the worst group) and what each group's loss is multiplied by (G,), see ``fairquant.allocate.objective``.
 """

@@ -48,10 +48,13 @@ def reduce(
 def objective(options: Options, totals: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
     """Return (1, 1/share_g): the worst of the groups' losses relative to their shares of ``totals``.
 
+    Ones where all totals are 0: then so is every loss.
+
     >>> objective(Options(), np.array([3.0, 1.0]))
     (1.0, array([1.33333333, 4.        ]))
     """
-    return 1.0, _one_over_share(totals, [str(index) for index in range(len(totals))])[:, 0]
+    scale = _one_over_share(totals, [str(index) for index in range(len(totals))])[:, 0]
+    return 1.0, scale if scale.any() else np.ones(len(totals))
 
 
 def _one_over_share(totals: npt.NDArray[np.float64], groups: Sequence[str]) -> npt.NDArray[np.float64]:

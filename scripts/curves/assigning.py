@@ -25,7 +25,13 @@ class Assigned:
 
 
 def assign(
-    config: Config, maps: ImportanceMaps, info: Mapping[str, Any], model: nn.Module, device: torch.device
+    config: Config,
+    maps: ImportanceMaps,
+    info: Mapping[str, Any],
+    model: nn.Module,
+    device: torch.device,
+    *,
+    memory: run.Memory | None = None,
 ) -> Assigned:
     """Return the widths that the assign stage would choose with ``config``.
 
@@ -35,8 +41,9 @@ def assign(
         info: models/pretrained.json.
         model: the full-precision classifier; left as it is.
         device: where to compute what needs computing.
+        memory: keeps predicted losses for further calls with the same maps and model.
     """
-    result = run.assign(maps, info, config, lambda: _weights(model))
+    result = run.assign(maps, info, config, lambda: _weights(model), memory=memory)
     totals = [] if result.spent is None else result.spent.totals.tolist()
     return Assigned(result.bits, dict(zip(maps.groups, totals, strict=False)))
 

@@ -2,7 +2,8 @@
 
 ``levels_*`` is the published allocation (FairQuant, arXiv 2602.23192: grape importance, three widths by rank, absmax
 step sizes); ``optimal_*`` minimises the predicted loss within the byte limit; ``ours`` is the preset. ``*_mse`` are the
-baselines with the step sizes that ``optimal_*`` has, so that allocation and step size can be told apart.
+baselines with the step sizes that ``optimal_*`` has, and ``*_cal`` have batch-norm statistics measured anew besides, as
+``ours`` has, so that what comes from the allocation, the step sizes and the statistics can be told apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Settings = Mapping[str, Any]
 Budget = Callable[[ModelInfo, float], Settings | None]
 
 REDUCERS = ("max", "mean", "cvar", "balanced")
+CALIBRATED = 2048
 BUDGETS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 UNTUNED: Settings = {"quant_mode": "fair_static"}
 TUNED: Settings = {
@@ -40,27 +42,23 @@ class Method:
     tuned: Settings = field(default_factory=lambda: TUNED)
 
 
-def _uniform(scale: str) -> Method:
+def _rounded(scale: str, images: int) -> Settings:
+    return {"granularity": "per_channel", "quantize.scale": scale, "quantize.calibrate_batch_norm": images}
+
+
+def _uniform(scale: str, images: int = 0) -> Method:
     fixed = {"allocator": "uniform", "importance_metric": "grape", "reducer": "mean"}
-    return Method({**fixed, "granularity": "per_channel", "quantize.scale": scale}, budgets.uniform)
+    return Method({**fixed, **_rounded(scale, images)}, budgets.uniform)
 
 
-def _levels(reducer: str, scale: str) -> Method:
+def _levels(reducer: str, scale: str, images: int = 0) -> Method:
     fixed = {"allocator": "levels", "importance_metric": "grape", "reducer": reducer, "assign.level_unit": "params"}
-    return Method({**fixed, "granularity": "per_channel", "quantize.scale": scale}, budgets.levels)
+    return Method({**fixed, **_rounded(scale, images)}, budgets.levels)
 
 
-def _optimal(reducer: str, scale: str = "mse", tuned: Settings = TUNED) -> Method:
+def _optimal(reducer: str, scale: str = "mse", images: int = 0, tuned: Settings = TUNED) -> Method:
     fixed = {"allocator": "optimal", "importance_metric": "fisher", "reducer": reducer}
-    return Method({**fixed, "granularity": "per_channel", "quantize.scale": scale}, budgets.packed, tuned)
-
-
-def _ours() -> Method:
-    preset = presets.PRESETS.get("ours")
-    if preset is None:
-        protecting = {"quantize.fairness_loss": "compression_drop", "quantize.fairness_weight": 1}
-        return _optimal("max", "weighted", {"quant_mode": "fair_static_qat", **protecting})
-    return Method(preset.settings, budgets.packed, {})
+    return Method({**fixed, **_rounded(scale, images)}, budgets.packed, tuned)
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -69,8 +67,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "uniform_mse": _uniform("mse"),
         **{f"levels_{reducer}": _levels(reducer, "absmax") for reducer in REDUCERS},
         **{f"levels_{reducer}_mse": _levels(reducer, "mse") for reducer in REDUCERS},
+        "uniform_cal": _uniform("mse", CALIBRATED),
+        **{f"levels_{reducer}_cal": _levels(reducer, "mse", CALIBRATED) for reducer in REDUCERS},
         **{f"optimal_{reducer}": _optimal(reducer) for reducer in REDUCERS},
-        "ours": _ours(),
+        "optimal_max_cal": _optimal("max", "mse", CALIBRATED),
+        "optimal_max_weighted": _optimal("max", "weighted"),
+        "ours": Method(presets.get("ours").settings, budgets.packed, {}),
     }
 )
 """Every method by name, in the order of the tables."""

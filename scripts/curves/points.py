@@ -120,9 +120,7 @@ def with_settings(params: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
         for name in sections:
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
-                raise ConfigError(
-                    f"{key}: got a setting below {name}, which is no section; allowed: keys of params.yaml"
-                )
+                raise ConfigError(f"{key}: {name} is no section; allowed: keys of params.yaml")
         node[last] = value
     return changed
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairquant import plugins
+from fairquant.assign.run import Memory
 from fairquant.config import Config
 from fairquant.cost.summary import summarise_bits
 from fairquant.evaluate.gaps import large_enough
@@ -39,6 +40,7 @@ class Session:
         self.info = load_description(workspace.path / MODEL)
         self.model, _ = load_model(workspace.path / MODEL)
         self._maps: dict[str, ImportanceMaps] = {}
+        self._memories: dict[int, Memory] = {}
         seed_everything(0)
         self.before = self._predict(copy.deepcopy(self.model), config)
 
@@ -51,7 +53,8 @@ class Session:
 
         maps = self.maps(point.config)
         start = time.perf_counter()
-        assigned = assign(point.config, maps, self.info, self.model, self.device)
+        memory = self._memories.setdefault(id(maps), {})
+        assigned = assign(point.config, maps, self.info, self.model, self.device, memory=memory)
         model = self._quantize(point.config, assigned)
         seed_everything(0)
         after = self._predict(model, point.config)

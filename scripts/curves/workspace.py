@@ -92,10 +92,12 @@ def open_all(texts: Sequence[str]) -> list[Workspace]:
     found = [Workspace.open(text) for text in texts]
     seen: dict[tuple[str, int], Path] = {}
     for workspace in found:
-        other = seen.setdefault((workspace.task, workspace.config.seed), workspace.path)
-        if other != workspace.path:
+        key = workspace.task, workspace.config.seed
+        other = seen.get(key)
+        if other is not None:
             raise UserError(
                 f"WORKSPACE: got {other} and {workspace.path}, both {workspace.task!r} with seed "
                 f"{workspace.config.seed}; allowed: one of each, or names for them (TASK=FOLDER)"
             )
+        seen[key] = workspace.path
     return found

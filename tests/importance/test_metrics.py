@@ -7,7 +7,7 @@ import torch
 from fairquant import plugins
 from fairquant.devices import autocast
 from fairquant.importance.metric import Metric, gradients
-from fairquant.importance.metrics import gradient, grape, hawq
+from fairquant.importance.metrics import fisher, gradient, grape, hawq
 
 EVERY = plugins.names("importance")
 G = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
@@ -26,8 +26,12 @@ def test_hawq_by_hand():
     assert hawq.score(G, W).tolist() == [[9.0, 0.5], [2.0, 0.0]]
 
 
-def test_the_published_metrics_are_there():
-    assert {"gradient", "grape", "hawq"} <= set(EVERY)
+def test_fisher_by_hand():
+    assert fisher.score(G, W).tolist() == [[1.0, 4.0], [0.25, 0.0]]
+
+
+def test_the_metrics_users_know_are_there():
+    assert {"gradient", "grape", "hawq", "fisher"} <= set(EVERY)
 
 
 @pytest.mark.parametrize("name", EVERY)

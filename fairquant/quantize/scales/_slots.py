@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def floor(weight: Tensor) -> float:
     """Return the smallest step size: positive, and with a finite reciprocal, also for a row of zeros."""
+    import torch
+
     return torch.finfo(weight.dtype).tiny
 
 
 def row_max(weight: Tensor) -> Tensor:
     """Return max |w| of every row, (r, 1), without a temporary of the weight's size."""
+    import torch
+
     return torch.maximum(weight.amax(1, keepdim=True), weight.amin(1, keepdim=True).neg_())
 
 
@@ -29,6 +34,8 @@ class Slots:
     @classmethod
     def of(cls, largest: Tensor) -> Slots:
         """Find the slots of M (r, 1) or (r, n)."""
+        import torch
+
         if largest.shape[1] == 1:
             return cls(None, largest)
         values, index = torch.unique(largest, return_inverse=True)
@@ -36,6 +43,8 @@ class Slots:
 
     def total(self, values: Tensor) -> Tensor:
         """Sum ``values`` (r, n) by slot, in float64: (r, s)."""
+        import torch
+
         if self.index is None:
             return values.sum(1, keepdim=True, dtype=torch.float64)
         table = torch.zeros(values.shape[0], self.largest.shape[1], dtype=torch.float64, device=values.device)

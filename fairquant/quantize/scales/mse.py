@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fairquant.quantize.scales._least_squares import least_squares, least_squares_ladder
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,6 +23,8 @@ def make_scale(weight: Tensor, largest: Tensor, *, percentile: float) -> Tensor:
     >>> make_scale(torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.4]]), torch.tensor([[1.0]]), percentile=100)
     tensor([[1.0800]])
     """
+    from fairquant.quantize.scales._least_squares import least_squares
+
     return least_squares(weight, largest)
 
 
@@ -35,4 +35,6 @@ def ladder(weight: Tensor, largest: Sequence[float], *, percentile: float, impor
     >>> ladder(torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.4]]), [1.0, 3.0], percentile=100)
     tensor([[1.0800, 0.4880]])
     """
+    from fairquant.quantize.scales._least_squares import least_squares_ladder
+
     return least_squares_ladder(weight, largest)
