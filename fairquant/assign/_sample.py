@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import lsq_linear
 
-from fairquant.allocate.knapsack import cheapest, minimise
+from fairquant.allocate.knapsack.dual import Relaxation, maximise
+from fairquant.allocate.knapsack.problem import Problem, cheapest
 from fairquant.allocate.objective import Objective
 from fairquant.assign._stream import Floats, Stream, round_weights
 
@@ -30,10 +31,12 @@ FIRST = 16_384
 """Weights drawn evenly to see what the widths cost on average."""
 APART = 0.2
 """The differences' distance, as a share of λ_g (at least of a quarter of 1/G) and of the prices."""
-REACH = 5.0
+REACH = 20.0
 """The longest Newton step, in such distances."""
 RIDGE = 1e-3
 """Added to the curvature, as a share of its mean: the dual is flat along λ ∝ μ."""
+STRAIGHT = 1e-6
+"""Also added, as a share of the slope: where nothing curves the step goes as far as it may."""
 PENALTY = 1e4
 """Weight of Σ λ in the least-squares problem, as a multiple of the curvature's root."""
 
@@ -87,19 +90,23 @@ class Sample:
         return cls(np.concatenate(losses, axis=1), np.concatenate(costs, axis=1))
 
     def solve(self, rooms: Floats, offset: Floats, objective: Objective, *, gap: float) -> Point:
-        """Return the group weights and prices at the sample's optimum.
+        """Return the group weights and prices at the sample's dual optimum, within a share ``gap`` of it.
 
         ``rooms`` (K,) say where the limits lie between all weights' cheapest (0) and widest (1) choice; ``offset`` (G,)
-        is lost whatever is chosen.
+        is lost whatever is chosen. A budget that leaves no room at all gets no price.
         """
         groups, _, widths = self.losses.shape
         fixed = np.broadcast_to(offset[:, None, None], (groups, 1, widths))
         losses = np.concatenate([self.losses, fixed], axis=1)
         costs = np.concatenate([self.costs, np.zeros((len(rooms), 1, widths))], axis=1)
         smallest = cheapest(costs)
-        limits = smallest + rooms * (costs[:, :, -1].sum(axis=1) - smallest)
-        solution = minimise(losses, costs, np.maximum(limits, smallest), objective, gap=gap)
-        return Point(solution.group_weights, solution.prices)
+        limits = np.maximum(smallest + rooms * (costs[:, :, -1].sum(axis=1) - smallest), smallest)
+        relaxation = Relaxation(Problem(losses, costs, limits, objective))
+        dual = maximise(relaxation, gap)
+        prices = np.zeros(len(rooms))
+        prices[relaxation.binding] = dual.prices / relaxation.room
+        weights = np.full(groups, 1 / groups) if objective.is_mean else dual.weights
+        return Point(weights * objective.scale, prices)
 
     def improve(self, point: Point, totals: Floats, over: Floats, objective: Objective, *, reach: float) -> Point:
         """Return the point after a Newton step from ``point``.
@@ -119,8 +126,10 @@ class Sample:
         longest = REACH * reach
         step = _maximise(slope, curvature, np.append(size[: len(free)], np.zeros(len(unit))),
                          np.clip(low, -longest, 0.0), np.clip(high, 0.0, longest)) * size  # fmt: skip
+        moved = np.clip(shares + step[: len(free)], 0.0, cap)
+        moved *= min(1.0, shares.sum() / max(moved.sum(), np.finfo(float).tiny))  # never above: D would be no bound
         weights = point.weights.copy()
-        weights[free] = scale[free] * np.clip(shares + step[: len(free)], 0.0, cap)
+        weights[free] = scale[free] * moved
         return Point(weights, np.maximum(point.prices + unit * step[len(free) :], 0.0))
 
     def typical_prices(self, weights: Floats) -> Floats:
@@ -163,9 +172,9 @@ def _maximise(slope: Floats, curvature: Floats, sums: Floats, low: Floats, high:
     """Return x in [low, high] with sums·x = 0 that maximises slope·x − ½ x·curvature·x, as bounded least squares."""
     values, vectors = np.linalg.eigh(curvature)
     values = np.maximum(values, 0.0)
-    if not values.any():
+    if not slope.any():
         return np.zeros_like(slope)
-    roots = np.sqrt(values + RIDGE * values.mean())
+    roots = np.sqrt(values + RIDGE * values.mean() + STRAIGHT * np.abs(slope).max())
     matrix = np.vstack([roots[:, None] * vectors.T, PENALTY * roots.max() * sums / np.linalg.norm(sums)])
     target = np.append(vectors.T @ slope / roots, 0.0)
     moves = np.flatnonzero(high - low > 1e-12)

@@ -18,8 +18,8 @@ STEP = 2e-3
 """Prices of a pass lie this share apart."""
 PASSES = 60
 """The multiplier's interval is halved in each, should nothing better be known: enough for float64."""
-COARSE = 1e-3
-"""The sample's own gap: its optimum is not that of all weights anyway."""
+COARSE = 1e-4
+"""How near to the sample's own optimum the search starts: it is not that of all weights anyway."""
 LIKELY = 0.8
 """Share of the gap that may be open before the budgets are filled, which costs a pass."""
 EQUALS = 0.05
@@ -82,16 +82,17 @@ class Search:
         """Go up the dual until the proved gap is small enough, at most ``ROUNDS`` steps."""
         span = np.maximum(self.budgets.largest - self.budgets.smallest, np.finfo(float).tiny)
         rooms = np.clip((self.budgets.limits - self.budgets.smallest) / span, 0.0, 1.0)
-        start = self.sample.solve(rooms, self.offset, self.objective, gap=max(self.gap, COARSE))
+        start = self.sample.solve(rooms, self.offset, self.objective, gap=COARSE)
         here, reach = self._visit(start), 1.0
         for number in range(ROUNDS):
-            if here.promising or number == ROUNDS - 1:
+            last = number == ROUNDS - 1
+            if here.promising or last:
                 self._finish(here.point, here.tried)
-                if self.best is not None and self.best.gap <= self.gap:
-                    break
+            if last or (self.best is not None and self.best.gap <= self.gap):
+                break
             there = self._visit(self.sample.improve(here.point, here.totals, here.over, self.objective, reach=reach))
             here, reach = (there, reach) if there.dual > here.dual else (here, reach / 4)
-        assert self.best is not None  # noqa: S101  the last round always finishes
+        assert self.best is not None  # the last round always finishes
         return self.best
 
     def _visit(self, point: Point) -> _Visit:
@@ -99,7 +100,7 @@ class Search:
         point = self._spread(point)
         tried = self._evaluate(point, [1.0, 1 + STEP, 1 - STEP])
         at = tried[1.0]
-        assert at.totals is not None  # noqa: S101
+        assert at.totals is not None
         totals, over = at.totals + self.offset, self.budgets.spent(at.counts) - self.budgets.limits
         promising = self._promises(point, totals, over)
         return _Visit(point, tried, totals, over, self._dual(point, 1.0, at), promising)
@@ -139,7 +140,7 @@ class Search:
         window, point = self._enclose(point, tried)
         filling = Filling(self.budgets, window.counts)
         choice, made = self.stream.fill(point.weights, window.dear * point.prices, window.cheap * point.prices, filling)
-        assert made.totals is not None  # noqa: S101
+        assert made.totals is not None
         self.bound = max(self.bound, self._dual(point, window.dear, made))
         totals = made.totals + self.offset
         value = float(self.objective.value(totals))

@@ -103,8 +103,7 @@ def prices(
         if getattr(budget, key) is not None
     ]
     keys, costs, limits, fixed, unit = zip(*rows, strict=True)
-    table = np.stack(costs).reshape(len(keys), len(free), len(widths))  # free may be empty
-    return Prices(keys, table, np.array(limits), np.array(fixed), np.array(unit))
+    return Prices(keys, np.stack(costs), np.array(limits), np.array(fixed), np.array(unit))
 
 
 def whole_bytes(megabytes: float) -> int:
@@ -120,6 +119,11 @@ _Row = tuple[Floats, float, float, float]
 _Widths = npt.NDArray[np.int_]
 
 
+def _table(rows: Sequence[npt.ArrayLike], widths: _Widths) -> Floats:
+    """Return rows of costs as (n_layers, W), also without any."""
+    return np.array(rows, np.float64).reshape(len(rows), len(widths))
+
+
 def _average(
     limit: float,
     info: ModelInfo,
@@ -131,7 +135,7 @@ def _average(
 ) -> _Row:
     """Bits of weights; the limit is the average times the number of weights."""
     sizes = {name: math.prod(shape) for name, shape in info.shapes.items()}
-    costs = np.array([[sizes[name] // numbers[name] * width for width in widths.tolist()] for name in free], np.float64)
+    costs = _table([sizes[name] // numbers[name] * widths for name in free], widths)
     fixed = sum(sizes[name] * width for name, width in held.items())
     total = sum(sizes.values())
     return costs, math.floor(Fraction(repr(limit)) * total) - fixed, fixed, 1 / total
@@ -150,7 +154,7 @@ def _packed(
     own = np.array([0 < width < 32 for width in widths.tolist()]) * (SCALE_BITS if reserve.scales is None else 0)
     code = np.array([reserve.code[width] for width in widths.tolist()])
     sizes = {name: math.prod(shape) // numbers[name] for name, shape in info.shapes.items()}
-    costs = np.array([sizes[name] * widths + own + code for name in free], np.float64)
+    costs = _table([sizes[name] * widths + own + code for name in free], widths)
     costs = np.maximum.accumulate(costs, axis=1)  # a rare width's long code must not cost more than the next width
     fixed = 8 * FLOAT_BYTES * info.rest + 8 * TABLE_BYTES * len(reserve.code)
     fixed += 8 * len(info.shapes) + 8  # each layer's weights, and the map, end on a whole byte
@@ -172,6 +176,6 @@ def _operations(
     reserve: Reserve,
 ) -> _Row:
     """Multiply-accumulates times weight bits; activations count with 32 bits, see ``fairquant.cost.bops``."""
-    costs = np.array([info.macs[name] / numbers[name] * widths for name in free], np.float64)
+    costs = _table([info.macs[name] / numbers[name] * widths for name in free], widths)
     fixed = float(sum(info.macs[name] * width for name, width in held.items()))
     return costs, float(Fraction(repr(limit)) * 10**9 / ACTIVATION_BITS) - fixed, fixed, ACTIVATION_BITS / 1e9

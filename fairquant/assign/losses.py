@@ -68,8 +68,9 @@ def increase_of(metric: str) -> Increase:
         if blind:
             delta = np.where(weight == 0, np.float32(0), delta)
         with np.errstate(over="ignore"):  # (δ/w)² of a weight next to 0, whose map is 0
-            effect = plugin.predicted_increase(np.float32(1), delta, weight)
-        return np.minimum(effect, np.finfo(np.float32).max)
+            effect: Floats = plugin.predicted_increase(np.float32(1), delta, weight)
+        finite: Floats = np.minimum(effect, np.finfo(np.float32).max)
+        return finite
 
     return increase
 

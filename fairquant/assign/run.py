@@ -31,7 +31,7 @@ from fairquant.assign.losses import (
 from fairquant.assign.per_param import StreamedLayer
 from fairquant.assign.spend import Problem, Solver, StreamedSolver, TableSolver, coupled, protected_losses
 from fairquant.config import Config
-from fairquant.errors import ArtifactError, ConfigError
+from fairquant.errors import ArtifactError, ConfigError, UserError
 from fairquant.importance.maps import ImportanceMaps
 
 Weights = Mapping[str, Floats]
@@ -123,6 +123,11 @@ class _Task:
         """The chosen reducer."""
         return reducer(self.maps, self.config)
 
+    @property
+    def _reducer(self) -> str:
+        """The chosen reducer and its options, as text."""
+        return f"{self.config.reducer} {self.config.options('reducer', self.config.reducer)}"
+
     @cached_property
     def increase(self) -> Increase:
         """What the maps' metric multiplies them by to predict a loss."""
@@ -147,11 +152,14 @@ class _Task:
     def losses(self, name: str, widths: Iterable[int]) -> LayerLosses:
         """Return a layer's predicted losses at ``widths``."""
         rounding = self.rounding(widths)
-        key = (name, rounding, self.config.reducer if self.scale_needs_importance else "")
+        key = (name, rounding, self._reducer if self.scale_needs_importance else "")
         if key not in self.memory:
             steps = self.steps(name, rounding)
             maps = self.maps.layers[name]
-            self.memory[key] = layer_losses(self.weights[name], maps, rounding, self.increase, steps)
+            try:
+                self.memory[key] = layer_losses(self.weights[name], maps, rounding, self.increase, steps)
+            except UserError as error:
+                raise UserError(f"layer {name}: {error}") from None
         self.known[name] = (rounding.widths, self.memory[key].steps)
         return self.memory[key]
 
@@ -187,13 +195,14 @@ def _rank(task: _Task, allocator: ModuleType) -> BitMap:
 def build_problem(task: _Task) -> Problem:
     """Predict the losses of every free unit and bring them before a solver for the granularity."""
     config, section = task.config, task.config.assign.optimal
+    objective = _objective(task)  # first: it names the layer and group of NaN or infinity
     offset = protected_losses({name: task.losses(name, [width]) for name, width in task.held.items() if width != 32},
                               len(task.maps.groups))  # fmt: skip
     free = [name for name in task.info.shapes if name not in task.held]
     solver: Solver = _streamed(task, free, offset) if config.granularity == "per_param" else _table(task, free, offset)
     return Problem(
         solver=solver,
-        objective=_objective(task),
+        objective=objective,
         budget=config.budget,
         info=task.info,
         granularity=config.granularity,

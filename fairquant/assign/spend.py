@@ -84,7 +84,7 @@ class TableSolver:
         found = minimise(
             np.concatenate(losses, axis=1), np.concatenate(costs, axis=1), prices.limits, objective, gap=gap
         )
-        parts = np.split(found.choice[:-1], np.cumsum(numbers)[:-1])
+        parts = np.split(found.choice, np.cumsum(numbers, dtype=np.intp))[:-1]  # the last one is the offset's
         by_name = {name: part for block, part in zip(self.blocks, parts, strict=True) for name in block}
         chosen = {name: by_name[name] for name in self.layers}
         return Solved(
@@ -197,29 +197,29 @@ class Problem:
         """Meet the budget of packed bytes, which depend on the allocation.
 
         The first reserve holds for every allocation; where that leaves too little, the cheapest one's is taken. Every
-        further round takes what the allocation before really needs, less what it was over. Only what truly fits counts.
+        further round takes what the allocation before really needs; where that allocation did not fit for its scales,
+        at least as many as in any round before. Only what truly fits counts.
         """
         cheapest = self._bitmap({name: np.zeros(self._units(name), np.intp) for name in self._free})
-        reserve, less, best = first_reserve(self.widths, self.held, self.info, self.granularity), 0.0, None
+        reserve, best = first_reserve(self.widths, self.held, self.info, self.granularity), None
         for attempt in range(ROUNDS):
             try:
-                bits, solved, priced = self._solve(reserve, gap, less)
+                bits, solved, priced = self._solve(reserve, gap)
             except Infeasible as error:
                 priced = self._priced(reserve)
                 if priced.keys[error.index] != "size_mb" or self._excess(cheapest) > 0:
                     raise self._infeasible(priced, error) from None
                 if attempt:
                     break
-                bits = cheapest
+                reserve = reserve_of(cheapest, self.widths)
+                continue
+            needed = reserve_of(bits, self.widths)
+            if self._excess(bits) > 0:  # a code is never longer than reserved, but scales may be more
+                reserve = Reserve(needed.code, _largest(reserve.scales, needed.scales))
+            elif best is None or solved.value < best[1].value:
+                best, reserve = (bits, solved, priced), needed
             else:
-                excess = self._excess(bits)
-                if excess > 0:
-                    less += 8.0 * excess
-                elif best is None or solved.value < best[1].value:
-                    best = bits, solved, priced
-                else:
-                    break
-            reserve = reserve_of(bits, self.widths)
+                break
         if best is None:  # next to nothing is left beside the cheapest widths: they are what fits
             reserve = reserve_of(cheapest, self.widths)
             priced = self._priced(reserve)
@@ -252,6 +252,12 @@ class Problem:
             f"budget.{key}: got {getattr(self.budget, key):g}; allowed: at least {smallest:.12g}, "
             f"what {self.widths[0]} bits everywhere{held} need (assign.optimal.bits, granularity {self.granularity})"
         )
+
+
+def _largest(one: Mapping[str, int] | None, other: Mapping[str, int] | None) -> dict[str, int]:
+    """Return the larger number of scales of each layer."""
+    first, second = one or {}, other or {}
+    return {name: max(first.get(name, 0), second.get(name, 0)) for name in {**first, **second}}
 
 
 def coupled(layers: Mapping[str, int], patterns: Callable[[str], list[str]], couple: tuple[tuple[str, ...], ...]) -> (

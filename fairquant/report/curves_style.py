@@ -1,8 +1,8 @@
 """How methods look in the plots of budget curves.
 
 Methods of one family (the name up to the first "_") share a colour of Okabe and Ito's and differ by marker; variants of
-one name have the same marker in every family, and a method whose name only adds a part to another's is drawn dashed and
-hollow.
+one name have the same marker in every family, and a method whose name only adds a part to another's differs from that
+by its dashes and the face of its markers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#555555", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+ADDED = (("--", "white"), (":", "#cccccc"), ("-.", "black"))
+"""Line and marker's face of methods that add a part to another's name."""
 FULL_COLOUR = "#000000"
 GRID = "#e5e5e5"
 STATES = {False: "without fine-tuning", True: "fine-tuned equally"}
@@ -33,30 +35,32 @@ class Style:
 
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:
-    """Return a style for each method; ``a``, ``a_x``, ``a_x_y``: family a, variant x, y is drawn dashed and hollow.
+    """Return a style for each method; ``a``, ``a_x``, ``a_x_y``: family a, variant x, and y changes how a_x is drawn.
 
-    >>> made = styles(["uniform", "uniform_mse", "levels_max", "levels_max_mse", "optimal_max"])
-    >>> made["levels_max"].marker == made["optimal_max"].marker, made["levels_max_mse"].dashes
-    (True, '--')
+    >>> made = styles(["uniform", "uniform_mse", "levels_max", "levels_max_mse", "levels_max_cal", "optimal_max"])
+    >>> made["levels_max"].marker == made["optimal_max"].marker
+    True
+    >>> made["levels_max"].dashes, made["levels_max_mse"].dashes, made["levels_max_cal"].dashes
+    ('-', '--', ':')
     """
-    families = list(dict.fromkeys(name.split("_")[0] for name in methods))
-    again = {name for name in methods if "_" in name and name.rsplit("_", 1)[0] in methods}
-    variants = list(dict.fromkeys(_variant(name, again) for name in methods))
-    return {
-        name: Style(
-            colour := COLOURS[families.index(name.split("_")[0]) % len(COLOURS)],
-            MARKERS[variants.index(_variant(name, again)) % len(MARKERS)],
-            "--" if name in again else "-",
-            "white" if name in again else colour,
-        )
-        for name in methods
-    }
+    parts = {name: _parts(name, methods) for name in methods}
+    families, variants, additions = (list(dict.fromkeys(part[i] for part in parts.values())) for i in range(3))
+    plain = [addition for addition in additions if addition]
+    found = {}
+    for name, (family, variant, addition) in parts.items():
+        colour = COLOURS[families.index(family) % len(COLOURS)]
+        marker = MARKERS[variants.index(variant) % len(MARKERS)]
+        dashes, face = ADDED[plain.index(addition) % len(ADDED)] if addition else ("-", colour)
+        found[name] = Style(colour, marker, dashes, face)
+    return found
 
 
-def _variant(name: str, again: set[str]) -> str:
-    """Return the part of a name that its marker stands for; a family without variants is one of its own."""
-    base = name.rsplit("_", 1)[0] if name in again else name
-    return base.split("_", 1)[1] if "_" in base else base
+def _parts(name: str, methods: Sequence[str]) -> tuple[str, str, str]:
+    """Return family, variant and what is added to another method of that name; a lone family is its own variant."""
+    base, _, last = name.rpartition("_")
+    base, addition = (base, last) if base in methods else (name, "")
+    family, _, variant = base.partition("_")
+    return family, variant or family, addition
 
 
 def three_digits(value: float) -> str:

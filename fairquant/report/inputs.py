@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,18 @@ class ReportInputs:
     """Parsed results of all stages.
 
     ``params``: every setting, sections nested; ``metrics``: stage → its metrics; ``layers`` and ``distribution``:
-    assigned | final → one row per quantizable layer; ``curves``: stage → rows per epoch; ``logs``: stage → its training
-    log.
+    assigned | final → one row per quantizable layer; ``reasons``: plots/bits/bits.csv, one row per layer: its share of
+    each group's importance and, where losses were predicted, what widths cost; ``budget_curve``: plots/bits/pareto.csv,
+    one row per budget and group, none without a budget; ``curves``: stage → rows per epoch; ``logs``: stage → its
+    training log.
     """
 
     params: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Any]]
     layers: Mapping[str, tuple[Row, ...]]
     distribution: Mapping[str, tuple[Row, ...]]
+    reasons: tuple[Row, ...]
+    budget_curve: tuple[Row, ...]
     curves: Mapping[str, tuple[Row, ...]]
     logs: Mapping[str, str]
 
@@ -47,11 +52,14 @@ class ReportInputs:
 def read_inputs(params: Mapping[str, Any], root: str | Path = ".") -> ReportInputs:
     """Read metrics/*.json and plots/ under ``root``; a missing or broken file raises ``ArtifactError``."""
     base = Path(root)
+    layers = _both_widths(base, "layers.csv")
     return ReportInputs(
         params=params,
         metrics={name: read_json(base / f"metrics/{name}.json") for name in STAGES},
-        layers=_both_widths(base, "layers.csv"),
+        layers=layers,
         distribution=_both_widths(base, "bit_distribution.csv"),
+        reasons=_read_layers(base / WIDTHS["assigned"] / "bits.csv", layers["assigned"]),
+        budget_curve=read_csv(base / WIDTHS["assigned"] / "pareto.csv"),
         curves={name: read_csv(base / f"plots/{name}/curve.csv") for name in ("pretrain", "quantize")},
         logs={name: _read_text(base / f"plots/{name}/training.log") for name in ("pretrain", "quantize")},
     )
@@ -88,16 +96,32 @@ def read_csv(path: Path) -> tuple[Row, ...]:
     return rows
 
 
+def number(cell: str | None) -> float | None:
+    """Return a cell's value; None where it is absent, empty or not finite.
+
+    >>> number("0.5"), number(""), number("nan"), number(None)
+    (0.5, None, None, None)
+    """
+    value = float(cell) if cell else math.nan
+    return value if math.isfinite(value) else None
+
+
 def _both_widths(base: Path, name: str) -> dict[str, tuple[Row, ...]]:
     """Read table ``name`` of the assigned and of the final widths; other layers raise ``ArtifactError``."""
-    tables = {which: read_csv(base / folder / name) for which, folder in WIDTHS.items()}
-    assigned, final = ([row["layer"] for row in rows] for rows in tables.values())
-    if assigned != final or not final:
+    assigned = read_csv(base / WIDTHS["assigned"] / name)
+    return {"assigned": assigned, "final": _read_layers(base / WIDTHS["final"] / name, assigned, like=name)}
+
+
+def _read_layers(path: Path, assigned: Sequence[Row], *, like: str = "layers.csv") -> tuple[Row, ...]:
+    """Read a table with one row per layer, those of ``assigned`` (the table ``like``) in the same order."""
+    rows = read_csv(path)
+    expected, found = ([row["layer"] for row in table] for table in (assigned, rows))
+    if expected != found or not found:
         raise ArtifactError(
-            f"{base / WIDTHS['final'] / name}: got layers {', '.join(final) or 'none'}; allowed: those of "
-            f"{WIDTHS['assigned']}/{name}, {', '.join(assigned) or 'none'} (dvc repro)"
+            f"{path}: got layers {', '.join(found) or 'none'}; allowed: those of {WIDTHS['assigned']}/{like}, "
+            f"{', '.join(expected) or 'none'} (dvc repro)"
         )
-    return tables
+    return rows
 
 
 def _read_text(path: Path) -> str:

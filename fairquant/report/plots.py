@@ -45,6 +45,11 @@ def write_plots(inputs: ReportInputs, folder: Path) -> dict[str, str]:
         ),
         "training.png": (training(inputs.curves), "Training curves on the training and validation splits"),
     }
+    return save_figures(plots, folder)
+
+
+def save_figures(plots: Mapping[str, tuple[Figure | None, str]], folder: Path) -> dict[str, str]:
+    """Write {file name: (figure or None, what it shows)} into ``folder``; return {file name: what it shows}."""
     for name, (figure, _) in plots.items():
         if figure is not None:
             figure.savefig(folder / name, dpi=120, metadata={"Software": None})

@@ -13,6 +13,8 @@ from fairquant.report.inputs import ReportInputs
 from fairquant.report.latex import as_latex
 from fairquant.report.plots import write_plots
 from fairquant.report.tables import gap_table, group_table, table_notes
+from fairquant.report.widths import choice, costly_layers, group_losses
+from fairquant.report.widths_plots import write_width_plots
 
 HEADLINES = ("seed", "reducer", "importance_metric", "allocator", "granularity", "quant_mode", "precision", "debug")
 """The scalars people sweep; the report names them first."""
@@ -22,10 +24,10 @@ def write_report(inputs: ReportInputs, folder: str | Path = "report") -> None:
     """Write report.md, group_table.txt, .md and .tex, the plots and the classic files into ``folder``."""
     with atomic_path(folder) as partial:
         partial.mkdir()
-        plots = write_plots(inputs, partial)
+        plots, width_plots = write_plots(inputs, partial), write_width_plots(inputs, partial)
         files = {
             **classic_files(inputs),
-            "report.md": report_page(inputs, plots),
+            "report.md": report_page(inputs, plots, width_plots),
             "group_table.txt": group_text(inputs),
             "group_table.md": group_markdown(inputs),
             "group_table.tex": group_latex(inputs),
@@ -89,15 +91,19 @@ def sizes(inputs: ReportInputs) -> str:
     )
 
 
-def report_page(inputs: ReportInputs, plots: Mapping[str, str]) -> str:
-    """Return report.md: the group table, plots by link, gaps, further groups, gates, sizes, and how it was made."""
+def report_page(inputs: ReportInputs, plots: Mapping[str, str], width_plots: Mapping[str, str]) -> str:
+    """Return report.md: the group table, plots by link, gaps, further groups, gates, widths, sizes, how it was made.
+
+    ``plots`` and ``width_plots`` are {file name: what it shows}; the latter stand beside the reasons for the widths.
+    """
     parts = [
         f"# {escape(inputs.title)}",
         "Test accuracy of each group with the full-precision (before) and the quantized (after) model; change in "
         "percentage points.",
         *_groups(inputs),
-        *(f"![{caption}]({name})" for name, caption in plots.items()),
+        *_links(plots),
         *_gaps(inputs),
+        *_widths(inputs, width_plots),
         *_size(inputs),
         "## How it was made",
         escape(made_by(inputs)) + ".",
@@ -132,6 +138,29 @@ def _gaps(inputs: ReportInputs) -> list[str]:
     for name, cells in audit_tables(evaluate).items():
         parts += [f"## Groups by {escape(name)}", as_markdown(cells)]
     return parts
+
+
+def _links(plots: Mapping[str, str]) -> list[str]:
+    return [f"![{caption}]({name})" for name, caption in plots.items()]
+
+
+def _widths(inputs: ReportInputs, plots: Mapping[str, str]) -> list[str]:
+    """Return the section on the assigned widths: how they were chosen, and what was predicted of them, if anything."""
+    by, groups, layers = inputs.params["importance"]["by"], group_losses(inputs), costly_layers(inputs)
+    parts = ["## Why these widths", escape(choice(inputs))]
+    if groups:
+        parts.append(
+            f"What the choice costs each {by}, in nats per sample. Weight: by how much the objective rises with the "
+            f"{by}'s loss, 0 where it does not bind. Measured on the validation split, before any fine-tuning."
+        )
+        parts.append(as_markdown(groups))
+    if layers:
+        parts.append(
+            "The layers with the largest predicted losses of the choice, each the sum of the losses by weight; share: "
+            "part of that of all layers."
+        )
+        parts.append(as_markdown(layers))
+    return [*parts, *_links(plots)]
 
 
 def _size(inputs: ReportInputs) -> list[str]:

@@ -1,4 +1,4 @@
-"""A full-precision model becomes a quantized one: quantizers on its layers, batch norm measured anew if asked for."""
+"""A full-precision model becomes a quantized one: quantizers on its layers, batch norm corrected if asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import QuantizeSection
 from fairquant.data.store import Store
 from fairquant.quantize.attach import quantize_model
-from fairquant.train.batch_norm import calibrate_batch_norm
+from fairquant.train.batch_norm import Statistics, batch_statistics, correct_batch_norm
 
 
 def round_model(
@@ -25,13 +25,22 @@ def round_model(
     """Attach quantizers of widths ``bits`` to ``model`` on ``device``, in place; no weight is trained.
 
     Step sizes that came with the widths are used as they are, others measured by ``section.scale``. Where
-    ``section.calibrate_batch_norm`` asks for it, and some weight is rounded, batch-norm statistics are measured anew.
+    ``section.calibrate_batch_norm`` asks for it, and some weight is rounded, batch-norm statistics are corrected.
     The model ends in evaluation mode. Raises ``ArtifactError`` for widths of another model.
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    samples = section.calibrate_batch_norm if bits.widths() != (32,) else 0
+    before = _statistics(model, store, samples, device, precision, seed)
     steps = {name: torch.from_numpy(table.copy()) for name, table in bits.steps.items()} or None
     quantize_model(model, bits, scale=section.scale, percentile=section.percentile, tables=steps)
     model.eval()
-    samples = section.calibrate_batch_norm
-    if samples and bits.widths() != (32,):
-        calibrate_batch_norm(model, store, samples=samples, device=device, precision=precision, seed=seed)
+    if before:
+        correct_batch_norm(model, before, _statistics(model, store, samples, device, precision, seed))
+
+
+def _statistics(
+    model: nn.Module, store: Store, samples: int, device: torch.device, precision: str, seed: int
+) -> list[Statistics]:
+    if not samples:
+        return []
+    return batch_statistics(model, store, samples=samples, device=device, precision=precision, seed=seed)

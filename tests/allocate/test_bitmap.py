@@ -115,3 +115,38 @@ def test_filled_is_one_width_everywhere():
 def test_a_map_without_layers_has_no_average():
     with pytest.raises(ArtifactError, match="^bit map: got no layers; allowed: at least one quantizable layer$"):
         BitMap("per_tensor", {}).average({})
+
+
+class TestSteps:
+    """Step sizes that were chosen with the widths."""
+
+    STEPS = {
+        "per_tensor": {"z.conv": np.float32([[0.5]]), "a.fc": np.float32([[0.25]])},
+        "per_channel": {"z.conv": np.float32([[0.5], [0.1]]), "a.fc": np.float32([[1], [2], [3]])},
+        "per_param": {"z.conv": np.float32([[0.5, 1], [0.1, 0.2]]), "a.fc": np.float32([[1], [2], [3]])},
+    }
+
+    @pytest.mark.parametrize("granularity", MAPS)
+    def test_saved_and_loaded_with_the_widths(self, tmp_path, granularity):
+        bits = BitMap(granularity, MAPS[granularity].layers, self.STEPS[granularity])
+        bits.save(tmp_path / "bits.safetensors")
+        loaded = BitMap.load(tmp_path / "bits.safetensors")
+        assert list(loaded.layers) == list(loaded.steps) == ["z.conv", "a.fc"]
+        for name in SHAPES:
+            assert loaded.steps[name].dtype == np.float32
+            np.testing.assert_array_equal(loaded.steps[name], self.STEPS[granularity][name])
+            np.testing.assert_array_equal(loaded.layers[name], bits.layers[name])
+
+    def test_of_some_layers_alone(self, tmp_path):
+        BitMap("per_tensor", MAPS["per_tensor"].layers, {"a.fc": np.float32([[2]])}).save(tmp_path / "x")
+        assert list(BitMap.load(tmp_path / "x").steps) == ["a.fc"]
+
+    def test_there_are_none_unless_given(self, tmp_path):
+        MAPS["per_channel"].save(tmp_path / "without")
+        assert MAPS["per_channel"].steps == BitMap.load(tmp_path / "without").steps == {}
+        assert sorted(artifacts.read_tensors(tmp_path / "without")[0]) == ["a.fc", "z.conv"]
+
+    def test_a_layer_may_be_named_like_a_step(self, tmp_path):
+        layers = {"step/fc": _u8(2), "fc": _u8(4)}
+        BitMap("per_tensor", layers).save(tmp_path / "x")
+        assert list(BitMap.load(tmp_path / "x").layers) == ["step/fc", "fc"]

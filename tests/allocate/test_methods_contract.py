@@ -1,12 +1,39 @@
-"""What holds for every allocator, found by file name."""
+"""What holds for every allocator, found by file name: those that rank, and those that spend a budget."""
 
 import numpy as np
 import pytest
 
 from fairquant import plugins
+from fairquant.allocate.spending import Spent
 from fairquant.config.schema import AssignSection
 
-allocators = pytest.mark.parametrize("name", plugins.names("allocator"))
+SPENDING = [name for name in plugins.names("allocator") if getattr(plugins.load("allocator", name), "SPENDS", False)]
+allocators = pytest.mark.parametrize("name", [name for name in plugins.names("allocator") if name not in SPENDING])
+spenders = pytest.mark.parametrize("name", SPENDING)
+
+
+def test_there_are_both_kinds():
+    assert SPENDING == ["optimal"]
+
+
+class Problem:
+    """A ``Spending`` that notes what it was asked."""
+
+    def __init__(self):
+        self.gaps = []
+        self.answer = Spent({}, np.zeros(2), 1.0, 1.0, 0.0, np.ones(2), {})
+
+    def minimise(self, *, gap):
+        self.gaps.append(gap)
+        return self.answer
+
+
+@spenders
+def test_a_spending_allocator_returns_what_the_problem_found(name):
+    problem = Problem()
+    allocate = plugins.load("allocator", name).allocate
+    assert allocate(problem, AssignSection(optimal={"gap": 0.02})) is problem.answer
+    assert problem.gaps == [0.02]
 
 
 @allocators

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from fairquant.allocate.protect import protected_widths
+from fairquant.allocate.protect import matching_layers, protected_widths
 from fairquant.config.schema import ProtectSection
 from fairquant.errors import ConfigError
 
@@ -53,3 +53,19 @@ def test_an_entry_that_matches_nothing_names_close_layers(entry, close):
 def test_a_role_the_model_does_not_have():
     with pytest.raises(ConfigError, match="got 'classifier', which matches no layer"):
         protected_widths(ProtectSection(layers="classifier"), LAYERS, {"first": "conv1", "last": "fc"})
+
+
+def test_layers_of_one_entry_for_any_key():
+    assert matching_layers("some.key", "layer1.*", LAYERS, ROLES) == ["layer1.0.conv1", "layer1.0.conv2"]
+    assert matching_layers("some.key", "first", LAYERS, ROLES) == ["conv1"]
+    assert matching_layers("some.key", "fc", LAYERS, {}) == ["fc"]
+    line = (
+        "some.key: got 'fcc', which matches no layer; allowed: first | last | classifier | a pattern of layer names "
+        "(close: fc)"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
+        matching_layers("some.key", "fcc", LAYERS, ROLES)
+
+
+def test_a_layer_named_like_a_role_is_found_where_the_role_is_not_known():
+    assert matching_layers("some.key", "last", ["first", "last"], {"first": "first"}) == ["last"]

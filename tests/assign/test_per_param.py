@@ -1,4 +1,4 @@
-"""A width for every weight: against brute force, against the knapsack over a table, and against other cuts into blocks."""
+"""A width for every weight: against brute force, against the knapsack over a table, and against other blocks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from fairquant.allocate.knapsack import Infeasible, minimise
 from fairquant.allocate.objective import Objective
 from fairquant.assign._budgets import Budgets, Filling
+from fairquant.assign._sample import Point, Sample
+from fairquant.assign._search import Search
 from fairquant.assign._stream import Stream, round_weights
 from fairquant.assign.per_param import StreamedLayer, minimise_streamed
 from fairquant.quantize.ladder import quantize_rows, step_sizes
@@ -21,6 +23,8 @@ WIDTHS = (0, 1, 2, 3, 4, 6, 8)
 BITS = np.array(WIDTHS, dtype=np.float64)
 SHAPES = ((24, 27), (32, 40), (10, 130), (1, 64), (64, 1))
 GROUPS = 4
+COARSE = 2e-2
+"""The gap of 3,356 weights: each is a visible share of everything, and λ alone cannot make the groups quite equal."""
 OBJECTIVES = {
     "mean": Objective.tail(GROUPS, cap=1 / GROUPS),
     "max": Objective.tail(GROUPS, cap=1.0),
@@ -128,10 +132,9 @@ def test_passes_over_all_weights_find_what_the_table_gives(name, average):
     losses, prices, _ = check(solution, layers, WIDTHS, costs, limits, objective)
     reference = minimise(losses, prices, limits, objective, gap=1e-3)
     assert solution.bound <= reference.value * (1 + 1e-9)
-    # one weight of 3,356 is a visible share of everything: λ alone cannot make the groups quite equal
-    assert reference.bound * (1 - 1e-9) <= solution.value <= reference.value * (1 + 1e-2)
-    assert solution.gap <= 1e-2
-    assert limits[0] - solution.spent[0] < 2  # the widest step between neighbouring widths
+    assert reference.bound * (1 - 1e-9) <= solution.value <= reference.value * (1 + COARSE)
+    assert solution.gap <= COARSE
+    assert limits[0] - solution.spent[0] < 4  # less than one weight's step, which may leave out a width or two
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -155,7 +158,7 @@ def test_two_budgets_and_costs_that_differ_by_layer(name, share):
     solution = streamed(layers, costs, limits, objective)
     losses, prices, choice = check(solution, layers, WIDTHS, costs, limits, objective)
     reference = minimise(losses, prices, limits, objective, gap=1e-3)
-    assert reference.bound * (1 - 1e-9) <= solution.value <= reference.value * (1 + 1e-2)
+    assert reference.bound * (1 - 1e-9) <= solution.value <= reference.value * (1 + COARSE)
     assert solution.bound <= reference.value * (1 + 1e-9)
     widest = np.diff(costs, axis=2).max(axis=(1, 2)) * 2
     assert (limits - solution.spent < widest).any()
@@ -244,11 +247,11 @@ def test_a_budget_that_does_not_bind_has_no_price(average):
 
 def test_untouched_weights_lose_nothing():
     widths = (2, 32)
-    layers = case(widths=widths)
+    layers = case(((64, 144), (30, 90)), widths=widths)
     costs, limits = bits(layers, widths), np.array([12.0 * count(layers)])
-    solution = streamed(layers, costs, limits, OBJECTIVES["max"], widths=widths)
-    losses, prices, _ = check(solution, layers, widths, costs, limits, OBJECTIVES["max"])
-    assert solution.value <= minimise(losses, prices, limits, OBJECTIVES["max"]).value * (1 + 1e-2)
+    solution = streamed(layers, costs, limits, OBJECTIVES["max"], widths=widths, sample=4096)
+    check(solution, layers, widths, costs, limits, OBJECTIVES["max"])
+    assert solution.gap <= COARSE
     assert limits[0] - solution.spent[0] < 30
     free = streamed(layers, costs, [32.0 * count(layers)], OBJECTIVES["max"], widths=widths)
     assert free.value == 0.0
@@ -319,6 +322,31 @@ class TestStream:
         assert found.priced == pytest.approx(priced.min(axis=1).sum(), rel=1e-12)
         assert found.totals == pytest.approx(losses[:, np.arange(len(choice)), choice].sum(axis=1), rel=1e-12)
         assert found.counts.sum(axis=0).tolist() == np.bincount(choice, minlength=len(WIDTHS)).tolist()
+
+
+class TestMultiplier:
+    """The window around the multiplier that meets the budgets, from prices however wrong."""
+
+    @pytest.mark.parametrize("factor", [0.0, 1e-9, 0.5, 1.0, 1.7, 1e9])
+    def test_window_encloses_the_limit(self, factor):
+        layers, objective, weights = case(), OBJECTIVES["mean"], np.full(GROUPS, 1 / GROUPS)
+        stream = Stream(layers, GROUPS, WIDTHS, bits(layers), increase)
+        budgets = Budgets(stream.costs, np.array([2.0 * count(layers)]), stream.sizes, len(WIDTHS))
+        sample = Sample.draw(stream, 600, 0, weights)
+        search = Search(stream, budgets, objective, np.zeros(GROUPS), sample, 1e-3)
+        point = Point(weights, factor * sample.typical_prices(weights))
+        tried = search._evaluate(point, [1.0])
+        window, used = search._enclose(point, tried)
+        dear, cheap = (s * float(used.prices[0]) for s in (window.dear, window.cheap))
+        losses, prices = table(layers, WIDTHS, stream.costs)
+
+        def spent(price):
+            choice = (losses.mean(axis=0) + price * prices[0]).argmin(axis=1)
+            return prices[0, np.arange(len(choice)), choice].sum()
+
+        assert spent(dear) <= budgets.limits[0] < spent(cheap)
+        assert 1 <= dear / cheap < 1.1
+        assert budgets.spent(window.counts)[0] == spent(dear)
 
 
 class TestFilling:

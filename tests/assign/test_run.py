@@ -4,12 +4,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from fairquant import plugins
-from fairquant.assign.run import assign_bits
+from fairquant.assign.run import assign, assign_bits
 from fairquant.config import Config
 from fairquant.errors import ArtifactError, ConfigError, UserError
 from fairquant.importance.maps import ImportanceMaps
+from fairquant.quantize.ladder import quantize_rows, step_sizes
+from fairquant.quantize.quantizer import WeightQuantizer
+from tests.assign.small import importance_maps, model_info, weights
 
 SHAPES = {"conv": (3, 2, 1, 1), "mid": (2, 3, 1, 1), "fc": (2, 2)}
 
@@ -197,3 +201,144 @@ def test_an_incomplete_model_description_is_named(key):
     line = f"models/pretrained.json: got no {key!r}; allowed: a file written by the pretrain stage"
     with pytest.raises(ArtifactError, match=_line(line)):
         assign_bits(_maps(), info, Config())
+
+
+class TestSteps:
+    """Step sizes weighed by importance are measured here, for the widths that were chosen."""
+
+    SHAPES = {"conv": (6, 3, 3, 3), "fc": (4, 10)}
+
+    def assigned(self, granularity, allocator, scale="weighted", metric="fisher", **more):
+        shared = {"quantize": {"scale": scale}, "granularity": granularity, "allocator": allocator, "reducer": "mean"}
+        config = Config(**(shared | {"budget": {"avg_bits": 3.0}} | more))
+        maps = importance_maps(self.SHAPES, metric=metric)
+        return config, maps, assign(maps, model_info(self.SHAPES), config, lambda: weights(self.SHAPES))
+
+    @pytest.mark.parametrize("metric", plugins.names("importance"))
+    @pytest.mark.parametrize("allocator", ["levels", "uniform", "optimal"])
+    @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+    def test_each_unit_has_the_step_of_its_width(self, granularity, allocator, metric):
+        config, maps, found = self.assigned(granularity, allocator, metric=metric)
+        assert list(found.bits.steps) == list(self.SHAPES)
+        for name, weight in weights(self.SHAPES).items():
+            widths = found.bits.layers[name].reshape(-1).tolist()
+            rows = torch.from_numpy(weight.reshape(len(widths), -1))
+            mean = maps.layers[name].mean(axis=0, dtype=np.float64)
+            factor = {"fisher": 0.5, "gradient": 1 / abs(weight), "grape": 1 / weight**2, "hawq": 0.5 / weight**2}
+            weighed = torch.from_numpy((mean * factor[metric]).astype(np.float32).reshape(len(widths), -1))
+            table = found.bits.steps[name]
+            assert table.shape == (len(widths), 1) and table.dtype == np.float32
+            for unit, width in enumerate(widths):
+                row, f = rows[[unit]], weighed[[unit]]
+                own = step_sizes(row, [width], method="weighted", percentile=100, importance=f)
+                assert table[unit, 0] == pytest.approx(own.item(), rel=1e-4)
+                least = torch.maximum(f, f.mean() * 1e-3)  # no weight counts for nothing
+                plain = step_sizes(row, [width], method="absmax", percentile=100)
+                chosen, other = (
+                    (least * (quantize_rows(row, width, step) - row).square()).sum()
+                    for step in (torch.tensor([[table[unit, 0]]]), plain)
+                )
+                assert chosen <= other * (1 + 1e-4)
+
+    @pytest.mark.parametrize("allocator", ["levels", "optimal"])
+    def test_single_weights_have_a_column_per_width(self, allocator):
+        _, _, found = self.assigned("per_param", allocator)
+        for name, shape in self.SHAPES.items():
+            present = list(found.bits.counts(name))
+            assert len(present) > 1 and found.bits.steps[name].shape == (shape[0], len(present))
+            tables = {name: torch.from_numpy(found.bits.steps[name])}
+            WeightQuantizer(
+                torch.from_numpy(weights(self.SHAPES)[name]), torch.from_numpy(found.bits.layers[name]),
+                method="weighted", table=tables[name],
+            )  # fmt: skip  # raises for a table of another shape
+
+    def test_protected_layers_have_theirs(self):
+        protect = {"protect": {"layers": ["fc"], "bits": 32}}
+        _, _, found = self.assigned("per_channel", "optimal", budget={"avg_bits": 12.0}, assign=protect)
+        assert (found.bits.layers["fc"] == 32).all() and (found.bits.steps["fc"] == 1).all()
+        _, _, found = self.assigned("per_channel", "levels", assign={"protect": {"layers": ["fc"], "bits": 3}})
+        assert (found.bits.steps["fc"] != 1).all()
+
+    @pytest.mark.parametrize("scale", ["absmax", "mse", "percentile", "lsq"])
+    @pytest.mark.parametrize("allocator", ["levels", "uniform", "optimal"])
+    def test_other_scales_are_measured_when_quantizing(self, allocator, scale):
+        assert self.assigned("per_channel", allocator, scale)[2].bits.steps == {}
+
+    @pytest.mark.parametrize("allocator", ["levels", "uniform"])
+    def test_weights_are_read_only_where_they_are_needed(self, allocator):
+        def read():
+            raise AssertionError("read the weights")
+
+        assert assign(_maps(), _info(), Config(allocator=allocator), read).spent is None
+
+    def test_maps_without_a_metric_are_refused(self):
+        for metric in (None, "guess"):
+            maps = ImportanceMaps(("a",), (1,), {n: np.ones((1, *s), np.float32) for n, s in self.SHAPES.items()},
+                                  {"metric": metric} if metric else {})  # fmt: skip
+            line = f"importance: got maps of metric {metric!r}; allowed: the importance stage's output"
+            for config in (Config(allocator="optimal"), Config(quantize={"scale": "weighted"})):
+                with pytest.raises(ArtifactError, match=_line(line)):
+                    assign(maps, model_info(self.SHAPES), config, lambda: weights(self.SHAPES))
+
+    @pytest.mark.parametrize("change", [{"fc": (4, 9)}, {"conv": None}])
+    def test_weights_of_another_model_are_refused(self, change):
+        held = weights({**self.SHAPES, **{name: shape or (1, 1) for name, shape in change.items()}})
+        held = {name: value for name, value in held.items() if change.get(name, 1) is not None}
+        ((name, _),) = change.items()
+        line = f"weight of layer {name}: got none of shape {self.SHAPES[name]}; allowed: the model's weights"
+        for config in (Config(allocator="optimal"), Config(quantize={"scale": "weighted"})):
+            with pytest.raises(ArtifactError, match=_line(line)):
+                assign(importance_maps(self.SHAPES), model_info(self.SHAPES), config, lambda: held)
+
+    def test_nan_is_one_line(self):
+        maps = importance_maps(self.SHAPES)
+        maps.layers["fc"][1, 2, 3] = np.nan
+        with pytest.raises(UserError, match="^importance: layer 'fc', group 'b': got NaN or infinite values; allowed: "):
+            assign(maps, model_info(self.SHAPES), Config(allocator="optimal"), lambda: weights(self.SHAPES))
+        broken = weights(self.SHAPES)
+        broken["conv"][0, 0, 0, 0] = np.inf
+        line = "layer conv: predicted loss: got NaN or infinity; allowed: finite importance and weights"
+        with pytest.raises(UserError, match=_line(line)), np.errstate(invalid="ignore"):
+            assign(importance_maps(self.SHAPES), model_info(self.SHAPES), Config(allocator="optimal"), lambda: broken)
+
+
+@pytest.mark.parametrize("reducer", ["balanced", "max", "mean", "cvar"])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_param"])
+def test_importance_of_nothing_costs_nothing(reducer, granularity):
+    maps = importance_maps(SHAPES)
+    for layer in maps.layers.values():
+        layer[...] = 0
+    config = Config(allocator="optimal", reducer=reducer, granularity=granularity, budget={"avg_bits": 2.0})
+    found = assign(maps, model_info(SHAPES), config, lambda: weights(SHAPES))
+    assert found.spent.value == found.spent.bound == found.spent.gap == 0
+    assert found.bits.average(SHAPES) <= 2.0
+
+
+def test_predicted_losses_are_kept_for_further_calls():
+    memory, maps, info = {}, importance_maps(SHAPES), model_info(SHAPES)
+    calls = []
+
+    def read():
+        calls.append(1)
+        return weights(SHAPES)
+
+    for budget in (2.0, 3.0):
+        config = Config(allocator="optimal", reducer="max", budget={"avg_bits": budget})
+        kept, alone = assign(maps, info, config, read, memory=memory), assign(maps, info, config, read)
+        for name in SHAPES:
+            np.testing.assert_array_equal(kept.bits.layers[name], alone.bits.layers[name])
+    assert len(calls) == 3  # the second time nothing is read
+    changed = Config(allocator="optimal", reducer="max", quantize={"scale": "lsq"})
+    kept, alone = assign(maps, info, changed, read, memory=memory), assign(maps, info, changed, read)
+    assert kept.spent.value == alone.spent.value
+
+
+def test_step_sizes_kept_are_those_of_the_reducer_and_its_options():
+    memory, maps, info = {}, importance_maps(SHAPES), model_info(SHAPES)
+    for alpha in (0.0, 0.9):
+        config = Config(
+            allocator="optimal", reducer="cvar", quantize={"scale": "weighted"},
+            assign={"reducers": {"cvar": {"alpha": alpha}}},
+        )  # fmt: skip
+        kept, alone = (assign(maps, info, config, lambda: weights(SHAPES), memory=m) for m in (memory, None))
+        assert kept.spent.value == alone.spent.value

@@ -129,6 +129,38 @@ MISTAKES = {
     "{evaluate: {parity: false}, gates: {gap: 0.05}}": "gates.gap: got 0.05 with evaluate.parity false; allowed: null",
     "{evaluate: {parity: false}, gates: {gap_increase: 0}}": "gates.gap_increase: got 0 with evaluate.parity false; "
     "allowed: null",
+    # allocator optimal and step sizes weighed by importance
+    "budget: {avg_bits: 33}": "budget.avg_bits: got 33; allowed: a number in [0, 32]",
+    "budget: {avg_bits: -1}": "budget.avg_bits: got -1; allowed: a number in [0, 32]",
+    "budget: {size_mb: 0}": "budget.size_mb: got 0; allowed: a number in (0, inf)",
+    "budget: {gbops: x}": "budget.gbops: got 'x'; allowed: a number in (0, inf)",
+    "budget: {bits: 4}": "budget.bits: unknown key (did you mean 'avg_bits'?), got 4; allowed: avg_bits | gbops | size_mb",
+    "{allocator: optimal, budget: {avg_bits: null}}": "budget: got null for avg_bits, size_mb, gbops with allocator "
+    "optimal; allowed: at least one limit",
+    "{allocator: optimal, reducer: subtractive, assign: {reducers: {subtractive: {unprivileged: a, privileged: b}}}}": (
+        "reducer: got 'subtractive' with allocator optimal; allowed: balanced | cvar | max | mean"
+    ),
+    "assign: {optimal: {bits: []}}": "assign.optimal.bits: got []; allowed: a list of bit-widths",
+    "assign: {optimal: {bits: [2, 17]}}": f"assign.optimal.bits.1: got 17; allowed: {WIDTH}",
+    "assign: {optimal: {bits: [2, 4, 2]}}": "assign.optimal.bits: got [2, 4, 2]; allowed: each bit-width once",
+    "assign: {optimal: {gap: 0}}": "assign.optimal.gap: got 0; allowed: a number in [1e-06, 0.1]",
+    "assign: {optimal: {couple: 3}}": "assign.optimal.couple: got 3; allowed: a list of lists of layer name patterns",
+    "assign: {optimal: {couple: [3]}}": "assign.optimal.couple.0: got 3; allowed: a list of layer name patterns",
+    "assign: {explain: {budgets: [40]}}": "assign.explain.budgets.0: got 40; allowed: average bits in [0, 32]",
+    "assign: {explain: {budgets: 4}}": "assign.explain.budgets: got 4; allowed: a list of average bits",
+    "assign: {explain: {measure: 2}}": "assign.explain.measure: got 2; allowed: true | false",
+    "quantize: {calibrate_batch_norm: -1}": "quantize.calibrate_batch_norm: got -1; allowed: a number in [0, inf)",
+    "quantize: {calibrate_batch_norm: true}": "quantize.calibrate_batch_norm: got true; allowed: a number, not "
+    "true/false",
+    **{
+        f"{{quant_mode: {mode}, quantize: {{scale: weighted}}}}": f"quantize.scale: got 'weighted' with quant_mode {mode}, "
+        "whose widths are not those of assign; allowed: absmax | lsq | mse | percentile"
+        for mode in ("iterative_qat", "uniform")
+    },
+    "{quant_mode: baq_learnable, quantize: {scale: weighted}}": "quantize.scale: got 'weighted' with quant_mode "
+    "baq_learnable, which sets its own step sizes; allowed: absmax",
+    "{quant_mode: baq_learnable, allocator: optimal, reducer: max}": "assign.optimal.bits: got 0 with quant_mode "
+    "baq_learnable; allowed: from quantize.baq.bit_min 2 to bit_max 8",
     "reducer: subtractive": "assign.reducers.subtractive.unprivileged: got null; allowed: a group name "
     "(reducer: subtractive needs both)",
     "model: {weights: /tmp/x.pt}": "model.weights: got '/tmp/x.pt'; allowed: none | imagenet | a file under "

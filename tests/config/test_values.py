@@ -79,3 +79,24 @@ def test_options_of_every_plugin_have_valid_defaults():
     for kind in ("dataset", "reducer"):
         for name in plugins.names(kind):
             Config().options(kind, name)
+
+
+def test_candidate_widths_are_sorted_and_one_pattern_is_a_list():
+    section = parsed("assign: {optimal: {bits: [8, 0, 32, 2], couple: ['*.attn.*', [fc1, fc2]]}}").assign.optimal
+    assert section.bits == (0, 2, 8, 32)
+    assert section.couple == (("*.attn.*",), ("fc1", "fc2"))
+
+
+@pytest.mark.parametrize("written", ["1e-05", "1e-5", '"0.00001"'])
+def test_a_gap_as_dvc_writes_it(written):
+    assert parsed(f"assign: {{optimal: {{gap: {written}}}}}").assign.optimal.gap == 1e-5
+
+
+def test_budgets_are_optional_one_by_one():
+    assert parsed("{allocator: optimal, budget: {avg_bits: null, size_mb: 3}}").budget.size_mb == 3
+    assert parsed("{allocator: levels, budget: {avg_bits: null}}").budget.avg_bits is None  # nobody reads it
+
+
+@pytest.mark.parametrize("mode", ["fair_static", "fair_static_qat", "none"])
+def test_weighted_steps_go_with_modes_that_keep_the_widths(mode):
+    assert parsed(f"{{quant_mode: {mode}, quantize: {{scale: weighted}}}}").quantize.scale == "weighted"

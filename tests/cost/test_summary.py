@@ -86,3 +86,18 @@ class TestWidths:
 
     def test_an_unchanged_map(self):
         assert summarise_widths(BITS, BITS, INFO)["bits"]["changed"] == 0
+
+
+class TestCsv:
+    def test_columns_given_stand_whatever_the_rows_have(self):
+        assert to_csv([], ["a", "b"]) == "a,b\n"
+        assert to_csv([{"b": 1}, {"a": 2.0, "b": "x"}], ["a", "b"]) == "a,b\n,1\n2.0,x\n"
+
+    def test_a_column_too_many_is_refused(self):
+        with pytest.raises(ValueError, match="fields not in fieldnames: 'c'"):
+            to_csv([{"a": 1, "c": 2}], ["a", "b"])
+
+    def test_small_numbers_keep_their_digits(self):
+        values = [0.0, 1.23456789, 123.456789012, 0.00000123456789, -0.000987654321, 1e-300, 7]
+        rows = to_csv([{"v": value} for value in values]).split()[1:]
+        assert rows == ["0.0", "1.234568", "123.456789", "1.23457e-06", "-0.000987654", "1e-300", "7"]

@@ -15,8 +15,9 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import ProtectSection
 from fairquant.errors import ConfigError, UserError
 from fairquant.modes import with_start
-from fairquant.quantize.attach import bitmap_of, latent_weights, quantizers, scale_tables
+from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, quantizers, scale_tables
 from fairquant.train import loop, refresh
+from fairquant.train.batch_norm import calibrate_batch_norm
 
 MODES = plugins.names("mode")
 CPU = torch.device("cpu")
@@ -253,3 +254,39 @@ class TestIterativeQat:
     def test_a_job_without_ranking_is_refused(self, make_job):
         with pytest.raises(UserError, match="without ranking"):
             self.quantize(make_job(ranking=None))
+
+
+class TestRounding:
+    """What every mode that rounds the assigned widths makes of batch norm and of step sizes chosen with the widths."""
+
+    STEPS = {"0": np.float32([[0.3], [0.1], [0.01], [0.2], [0.05], [0.02]]), "4": np.float32([[0.07], [0.003]])}
+
+    def statistics(self, model):
+        batch_norm = model[1]
+        return torch.cat([batch_norm.running_mean, batch_norm.running_var])
+
+    def test_batch_norm_is_measured_anew_where_asked(self, make_job):
+        quantize = plugins.load("mode", "fair_static").quantize
+        before = self.statistics(make_job().model)
+        assert torch.equal(self.statistics(quantize(make_job()).model), before)
+        found = self.statistics(quantize(make_job(calibrate_batch_norm=30)).model)
+        assert not torch.allclose(found, before, rtol=0.01)
+        job = make_job()
+        model = copy.deepcopy(job.model)
+        quantize_model(model, job.bits)
+        calibrate_batch_norm(model, job.store, samples=30, device=CPU, seed=0)
+        torch.testing.assert_close(found, self.statistics(model), rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_every_mode_runs_with_it(self, mode, make_job):
+        result = plugins.load("mode", mode).quantize(make_job(calibrate_batch_norm=30, epochs=1))
+        assert torch.isfinite(logits(result.model)).all() and not result.model.training
+
+    @pytest.mark.parametrize("mode", ["fair_static", "fair_static_qat"])
+    def test_steps_of_the_bit_map_are_where_it_starts(self, mode, make_job):
+        bits = make_job().bits
+        job = make_job(scale="weighted", bits=BitMap(bits.granularity, bits.layers, self.STEPS))
+        result = plugins.load("mode", mode).quantize(job)
+        for name, table in scale_tables(result.model).items():
+            assert np.array_equal(table.detach().numpy(), self.STEPS[name]) == (mode == "fair_static")
+            np.testing.assert_allclose(table.detach().numpy(), self.STEPS[name], rtol=0.5)

@@ -26,3 +26,11 @@ def test_a_group_without_importance_has_no_claim():
 def test_negative_total_is_an_error():
     with pytest.raises(UserError, match="^balanced: got total importance -2 of group 'b'; allowed: not negative$"):
         balanced.reduce(np.array([[1.0], [-2.0]], dtype=np.float32), balanced.Options(), groups=["a", "b"])
+
+
+def test_objective_weighs_by_one_over_the_share():
+    cap, scale = balanced.objective(balanced.Options(), np.array([6.0, 0.0, 2.0]))
+    assert (cap, scale.tolist()) == (1.0, [8 / 6, 0.0, 4.0])
+    assert balanced.objective(balanced.Options(), np.zeros(2))[1].tolist() == [1.0, 1.0]
+    with pytest.raises(UserError, match="^balanced: got total importance -1 of group '1'; allowed: not negative$"):
+        balanced.objective(balanced.Options(), np.array([1.0, -1.0]))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fairquant import plugins
+from fairquant.allocate.objective import Objective
 from fairquant.config import Section
 from fairquant.errors import UserError
 
@@ -112,3 +113,42 @@ def test_maps_and_groups_of_different_number(name):
     plugin, options, groups = _case(name)
     with pytest.raises(UserError, match=r"got an array of shape \(5, 2\) for \d groups; allowed: one map per group"):
         plugin.reduce(np.ones((5, 2), dtype=np.float32), options, groups=groups)
+
+
+objectives = pytest.mark.parametrize("name", [n for n in plugins.names("reducer") if n != "subtractive"])
+
+
+def test_subtractive_orders_weights_but_no_totals():
+    assert not hasattr(plugins.load("reducer", "subtractive"), "objective")
+
+
+@objectives
+@pytest.mark.parametrize("n_groups", [1, 2, 7])
+def test_an_objective_is_one_over_groups(name, n_groups):
+    plugin, options, _ = _case(name)
+    totals = np.random.default_rng(n_groups).random(n_groups)
+    cap, scale = plugin.objective(options, totals)
+    assert 1 / n_groups - 1e-12 <= cap <= 1 and scale.shape == (n_groups,)
+    objective = Objective.tail(n_groups, cap, scale)
+    order = np.random.default_rng(1).permutation(n_groups)
+    moved = Objective.tail(n_groups, *plugin.objective(options, totals[order]))
+    losses = np.random.default_rng(2).random(n_groups)
+    assert moved.value(losses[order]) == pytest.approx(objective.value(losses))
+
+
+@objectives
+def test_the_objective_is_the_reducer_of_the_totals(name):
+    """A model of one weight per group's loss: reducing it and valuing its totals is the same."""
+    plugin, options, groups = _case(name)
+    stake = np.array([4.0, 1.0, 2.0, 8.0])
+    objective = Objective.tail(4, *plugin.objective(options, stake))
+    losses = np.random.default_rng(3).random((20, 4))
+    reduced = plugin.reduce(losses.T.astype(np.float32), options, groups=groups, totals=stake)
+    np.testing.assert_allclose(objective.value(losses), reduced, rtol=1e-5)
+
+
+@objectives
+def test_without_any_importance_there_still_is_an_objective(name):
+    plugin, options, _ = _case(name)
+    cap, scale = plugin.objective(options, np.zeros(3))
+    assert Objective.tail(3, cap, scale).value([1.0, 1.0, 1.0]) == pytest.approx(1)

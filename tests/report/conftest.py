@@ -19,6 +19,23 @@ CURVE = (
     "1,0.001,0.69,0.7,0.5,0.4,0.4\n2,0.0005,0.5,0.55,0.75,0.7,0.7\n"
 )
 
+PARETO_HEADER = "budget,avg_bits,packed_mb,group,predicted,measured,accuracy\n"
+
+PARETO = PARETO_HEADER + (
+    "chosen,2.0,0.5,a.x,0.001,0.02,0.75\nchosen,2.0,0.5,b|$x$,0.0005,-0.01,0.5\n"
+    "1.0,0.998,0.25,a.x,0.004,0.08,0.625\n1.0,0.998,0.25,b|$x$,0.002,0.01,0.5\n"
+    "4.0,4.0,1.0,a.x,0.00025,0.0,0.8125\n4.0,4.0,1.0,b|$x$,0.0001,-0.001,0.5625\n"
+)
+
+REASONS = (
+    "layer,kind,parameters,bits,importance_share:a.x,importance_share:b|$x$,loss_at_1bit,loss_at_2bit,loss_at_4bit,"
+    "loss:a.x,loss:b|$x$\n"
+    "conv1,conv2d,432,32.0,0.5,0.25,,,,,\n"
+    "layer1.0.conv1,conv2d,2304,1.5,0.25,0.75,0.004,0.001,0.0001,0.0008,0.0001\n"
+    "fc,linear,128,4.0,0.25,0.0,0.02,0.005,0.0002,0.0002,0.0004\n"
+)
+"""The first layer is protected; by weight .75 and .25 the others' parts in the objective are .000625 and .00025."""
+
 SHARES = {
     "2bit": {"parameters": 0.2, "channels": 0.25},
     "4bit": {"parameters": 0.4, "channels": 0.4},
@@ -95,6 +112,18 @@ def bits_metrics() -> dict[str, Any]:
     }
 
 
+def predicted_metrics() -> dict[str, Any]:
+    """What assign writes of widths that were predicted; keys are the names fit for a metrics file."""
+    return {
+        "objective": 0.000875,
+        "bound": 0.000874,
+        "gap": 0.00114,
+        "loss": {"a·x": 0.001, "b|$x$": 0.0005},
+        "weight": {"a·x": 0.75, "b|$x$": 0.25},
+        "price": {"avg_bits": 0.0012, "gbops": 0.0},
+    }
+
+
 def quantize_metrics() -> dict[str, Any]:
     return {
         "best_epoch": 2,
@@ -116,6 +145,9 @@ def texts() -> dict[str, str]:
         "conv1,8.0,0.0,0.0,1.0\nlayer1.0.conv1,4.0,0.5,0.25,0.25\nfc,4.0,0.0,1.0,0.0\n",
         "plots/bits/bit_distribution.csv": "layer,kind,parameters,units,n_2bit,n_4bit,n_8bit,avg_bits\n"
         "conv1,conv2d,432,16,0,0,16,8.0\nlayer1.0.conv1,conv2d,2304,16,8,4,4,4.0\nfc,linear,128,2,0,2,0,4.0\n",
+        "plots/bits/bits.csv": "layer,kind,parameters,bits,importance_share:a,importance_share:b\n"
+        "conv1,conv2d,432,8.0,0.5,0.25\nlayer1.0.conv1,conv2d,2304,4.0,0.25,0.75\nfc,linear,128,4.0,0.25,0.0\n",
+        "plots/bits/pareto.csv": PARETO_HEADER,
         "plots/quantize/layers.csv": "layer,bits,share_3bit,share_8bit\n"
         "conv1,8.0,0.0,1.0\nlayer1.0.conv1,4.25,0.75,0.25\nfc,3.0,1.0,0.0\n",
         "plots/quantize/bit_distribution.csv": "layer,kind,parameters,units,n_3bit,n_8bit,avg_bits\n"
@@ -145,6 +177,23 @@ def run_folder(tmp_path: Path) -> Path:
 def inputs(run_folder: Path) -> ReportInputs:
     """Return the parsed results of a run without intervals, tests, audit and gates."""
     return read_inputs(plain_params(Config()), run_folder)
+
+
+@pytest.fixture
+def spent_inputs(run_folder: Path) -> ReportInputs:
+    """Return the parsed results of a run that spent a budget: 2 bits per weight, measured."""
+    accuracy = {"a·x": {"accuracy": 0.8125}, "b|$x$": {"accuracy": 0.6}}
+    changed = {
+        "metrics/baseline.json": json.dumps({"val": {"group": accuracy}}),
+        "metrics/bits.json": json.dumps(bits_metrics() | {"predicted": predicted_metrics()}),
+        "plots/bits/bits.csv": REASONS,
+        "plots/bits/pareto.csv": PARETO,
+    }
+    for name, content in changed.items():
+        (run_folder / name).write_text(content, encoding="utf-8")
+    budget = {"avg_bits": 2.0, "gbops": 4.0}
+    config = Config(allocator="optimal", reducer="max", importance_metric="fisher", budget=budget)
+    return read_inputs(plain_params(config), run_folder)
 
 
 @pytest.fixture

@@ -112,9 +112,8 @@ class TestTables:
         assert kept([row(worst=0.78), row(seed=1, worst=0.80)]) is True
         assert kept([row(worst=0.80, harmed=("light",))]) is False
         assert kept([row(test_worst_after=None)]) is None
-        assert (
-            harmed_text([row(harmed=("b", "a")), row(seed=1, harmed=("a",)), row(seed=2)]) == "a (2 of 3), b (1 of 3)"
-        )
+        runs = [row(harmed=("b", "a")), row(seed=1, harmed=("a",)), row(seed=2)]
+        assert harmed_text(runs) == "a (2 of 3), b (1 of 3)"
 
     def test_csv_rows_hold_all_digits(self):
         tasks = by_task([row(worst=0.7), row(seed=1, worst=0.8, predicted={"dark": 0.5, "light": 0.0})])

@@ -28,11 +28,24 @@ def curves():
 
 
 def test_families_share_a_colour_and_variants_a_marker():
-    made = styles(["uniform", "uniform_mse", "levels_max", "levels_cvar", "levels_max_mse", "optimal_max", "ours"])
+    made = styles(
+        [
+            "uniform",
+            "uniform_mse",
+            "levels_max",
+            "levels_cvar",
+            "levels_max_mse",
+            "optimal_max",
+            "optimal_max_mse",
+            "optimal_max_cal",
+            "ours",
+        ]
+    )
     assert made["levels_max"].colour == made["levels_cvar"].colour == COLOURS[1]
     assert made["levels_max"].marker == made["levels_max_mse"].marker == made["optimal_max"].marker
     assert made["levels_max"].marker != made["levels_cvar"].marker
     assert (made["uniform"].dashes, made["uniform_mse"].dashes, made["uniform_mse"].face) == ("-", "--", "white")
+    assert made["optimal_max_mse"].face != made["optimal_max_cal"].face  # scatter plots have no dashes
     looks = [(look.colour, look.marker, look.dashes) for look in made.values()]
     assert len(set(looks)) == len(looks)
 

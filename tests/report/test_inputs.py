@@ -16,13 +16,16 @@ def test_everything_is_read(inputs):
     assert [row["layer"] for row in inputs.layers["final"]] == ["conv1", "layer1.0.conv1", "fc"]
     assert inputs.distribution["assigned"][1]["n_2bit"] == "8"
     assert inputs.distribution["final"][1]["n_3bit"] == "12"
+    assert inputs.reasons[1]["importance_share:b"] == "0.75"
+    assert inputs.budget_curve == ()
     assert [len(rows) for rows in inputs.curves.values()] == [2, 0]
     assert inputs.logs["quantize"] == "nothing was trained\n"
 
 
 FILES = (
     "metrics/bits.json", "metrics/quantize.json", "plots/bits/layers.csv", "plots/quantize/layers.csv",
-    "plots/quantize/bit_distribution.csv", "plots/pretrain/training.log",
+    "plots/quantize/bit_distribution.csv", "plots/pretrain/training.log", "plots/bits/bits.csv",
+    "plots/bits/pareto.csv",
 )  # fmt: skip
 
 
@@ -42,6 +45,22 @@ def test_widths_of_other_layers_are_refused(run_folder, text, got):
         f"{run_folder}/plots/quantize/layers.csv: got layers {got}; allowed: those of plots/bits/layers.csv, conv1, "
         "layer1.0.conv1, fc (dvc repro)"
     )
+
+
+@pytest.mark.parametrize(("text", "got"), [("layer,bits\nfc,4.0\n", "fc"), ("layer,bits\n", "none")])
+def test_reasons_for_other_layers_are_refused(run_folder, text, got):
+    (run_folder / "plots/bits/bits.csv").write_text(text)
+    with pytest.raises(ArtifactError) as error:
+        read_inputs({}, run_folder)
+    assert str(error.value) == (
+        f"{run_folder}/plots/bits/bits.csv: got layers {got}; allowed: those of plots/bits/layers.csv, conv1, "
+        "layer1.0.conv1, fc (dvc repro)"
+    )
+
+
+def test_the_curve_of_a_budget_is_read(spent_inputs):
+    assert [row["budget"] for row in spent_inputs.budget_curve] == ["chosen"] * 2 + ["1.0"] * 2 + ["4.0"] * 2
+    assert spent_inputs.reasons[0]["loss:a.x"] == ""
 
 
 @pytest.mark.parametrize("row", ["1", "1,2,3"])

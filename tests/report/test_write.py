@@ -12,7 +12,7 @@ from fairquant.report.write import group_latex, group_text, report_page, write_r
 FILES = {
     "report.md", "group_table.txt", "group_table.md", "group_table.tex", "accuracy_by_group.png", "gap.png",
     "bits_per_layer.png", "bits_per_layer_assigned.png", "training.png", "fairquant_report.txt",
-    "bit_distribution.csv", "size_report.txt", "bitwidth_percentages.txt", "training.log",
+    "bit_distribution.csv", "size_report.txt", "bitwidth_percentages.txt", "training.log", "layer_sensitivity.png",
 }  # fmt: skip
 
 
@@ -21,7 +21,7 @@ def test_every_file_is_written_and_every_link_leads_somewhere(inputs, tmp_path):
     assert {path.name for path in (tmp_path / "report").iterdir()} == FILES
     page = (tmp_path / "report/report.md").read_text()
     links = re.findall(r"\]\(([\w.]+)\)", page)
-    assert len(links) == 11
+    assert len(links) == 12
     assert set(links) <= FILES
 
 
@@ -73,11 +73,11 @@ def test_page_has_a_section_for_everything_measured(full_inputs):
     worst = {"before": 0.5, "after": 0.25, "change": -0.25}
     audit = {"age|group": {"worst_group": worst, "gap": {"before": {}, "after": {}}, "group": {"<60": young}}}
     gates = {"passed": True, "gate": {"size_mb": {"value": 1.25, "limit": 5.0, "passed": True}}}
-    page = report_page(with_evaluate(full_inputs, audit=audit, gates=gates), {})
+    page = report_page(with_evaluate(full_inputs, audit=audit, gates=gates), {}, {})
     headings = [line for line in page.splitlines() if line.startswith("## ")]
     assert headings == [
-        "## Gates", "## Gaps between groups", "## Excessive loss", r"## Groups by age\|group", "## Size and bits",
-        "## How it was made",
+        "## Gates", "## Gaps between groups", "## Excessive loss", r"## Groups by age\|group", "## Why these widths",
+        "## Size and bits", "## How it was made",
     ]  # fmt: skip
     assert r"| \<60 (worst before and after) | 8 | 50.0 | 25.0 | -25.0 \[-50.0, +0.0\] |" in page
     assert r"| size\_mb | 1.25 | 5 | passed |" in page
@@ -88,9 +88,9 @@ def test_page_has_a_section_for_everything_measured(full_inputs):
     "empty", [{"interval": {}, "harm": {}, "audit": {}, "gates": {"passed": True, "gate": {}}}, {}]
 )
 def test_page_of_a_run_without_intervals_tests_audit_and_gates(inputs, empty):
-    page = report_page(with_evaluate(inputs, **empty), {})
+    page = report_page(with_evaluate(inputs, **empty), {}, {})
     headings = [line for line in page.splitlines() if line.startswith("## ")]
-    assert headings == ["## Gaps between groups", "## Size and bits", "## How it was made"]
+    assert headings == ["## Gaps between groups", "## Why these widths", "## Size and bits", "## How it was made"]
     assert "harm" not in page.split("## How it was made")[0]
 
 
@@ -113,13 +113,35 @@ def test_a_failing_report_leaves_the_old_one(inputs, tmp_path):
 
 def test_page_without_parity_says_so(inputs):
     evaluate = {key: value for key, value in inputs.metrics["evaluate"].items() if key != "gap"}
-    page = report_page(dataclasses.replace(inputs, metrics={**inputs.metrics, "evaluate": evaluate}), {})
+    page = report_page(dataclasses.replace(inputs, metrics={**inputs.metrics, "evaluate": evaluate}), {}, {})
     assert "Not computed (evaluate.parity: false)." in page
     assert "accuracy gap" not in page
 
 
 def test_page_without_plots_has_the_tables(inputs):
-    page = report_page(inputs, {})
+    page = report_page(inputs, {}, {})
     assert "![" not in page
     assert "| parameter | value |" in page
     assert r"| avg\_bits.by\_parameter | 5.2 |" in page
+
+
+def section(page, heading):
+    return page.split(f"## {heading}\n\n")[1].split("\n\n## ")[0].split("\n\n")
+
+
+def test_page_of_a_spent_budget_says_why(spent_inputs, tmp_path):
+    write_report(spent_inputs, tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == FILES | {"bit_budget_curve.png"}
+    parts = section((tmp_path / "report/report.md").read_text(), "Why these widths")
+    assert parts[0].startswith("Allocator optimal minimised the objective of reducer max")
+    assert r"| b\|\$x\$ | 0.250 | 0.0005 | -0.01 | 60.0 | 50.0 |" in parts[2].splitlines()
+    assert parts[4].splitlines()[2].startswith("| layer1.0.conv1 | 2304 | 1.50 | 0.000625 |")
+    assert [part.split("](")[1] for part in parts[5:]] == ["bit_budget_curve.png)", "layer_sensitivity.png)"]
+
+
+def test_page_without_a_budget_says_what_ranked_the_units(inputs, tmp_path):
+    write_report(inputs, tmp_path / "report")
+    ranked, link = section((tmp_path / "report/report.md").read_text(), "Why these widths")
+    assert ranked.startswith("Allocator levels ranked the units by reducer balanced")
+    assert "predict" not in ranked + link
+    assert link.endswith("(layer_sensitivity.png)")

@@ -179,10 +179,10 @@ def test_ctrl_c_keeps_what_is_finished(workspace, tmp_path, monkeypatch, capsys)
 def test_a_point_that_cannot_be_met_is_said_and_the_rest_goes_on(workspace, tmp_path, monkeypatch, capsys):
     real = session.assign
 
-    def refuse(config, *rest):
+    def refuse(config, *rest, **more):
         if config.assign.uniform_bits == 2:
             raise ConfigError("budget.size_mb: got 1;\nallowed: 2 or more")
-        return real(config, *rest)
+        return real(config, *rest, **more)
 
     monkeypatch.setattr(session, "assign", refuse)
     out = tmp_path / "c.csv"
@@ -263,10 +263,9 @@ class TestMistakes:
         save_model(other / "models/pretrained.safetensors", build(spec, seed=5), spec)
         assert run("measure", other, "--out", out, *POINTS) == 2
         assert "of another classifier; allowed: --redo uniform to measure it again" in capsys.readouterr().err
-        assert (
-            run("measure", f"mine={other}", "--out", tmp_path / "c.csv", "--methods", "uniform", "--budgets", "8") == 0
-        )
-        assert [row.task for row in read_rows(tmp_path / "c.csv")] == ["mine"]
+        out = tmp_path / "c.csv"
+        assert run("measure", f"mine={other}", "--out", out, "--methods", "uniform", "--budgets", "8") == 0
+        assert [row.task for row in read_rows(out)] == ["mine"]
 
     def test_tables_of_nothing(self, tmp_path, capsys):
         assert run("tables", tmp_path / "none.csv", "--out", tmp_path) == 2

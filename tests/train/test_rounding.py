@@ -1,0 +1,77 @@
+"""Rounding a model: quantizers, the step sizes that came with the widths, and batch norm measured anew."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from fairquant.allocate.bitmap import BitMap
+from fairquant.config.schema import QuantizeSection
+from fairquant.errors import ArtifactError
+from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, scale_tables
+from fairquant.train.batch_norm import calibrate_batch_norm
+from fairquant.train.rounding import round_model
+
+CPU = torch.device("cpu")
+WIDTHS = {"0": np.array([0, 1, 2, 4, 8, 32], np.uint8), "5": np.array([2, 3], np.uint8)}
+STEPS = {"0": np.float32([[1], [0.2], [0.3], [0.05], [0.01], [1]]), "5": np.float32([[0.1], [0.2]])}
+
+
+def rounded(network, store, bits, **section):
+    model = network()
+    round_model(
+        model, bits, store=store, section=QuantizeSection(**section), device=CPU, precision="fp32", seed=3
+    )
+    return model
+
+
+def test_widths_are_attached_and_weights_kept(network, store):
+    before = network().state_dict()
+    model = rounded(network, store, BitMap("per_channel", WIDTHS), scale="mse")
+    assert not any(module.training for module in model.modules())
+    for name, widths in WIDTHS.items():
+        np.testing.assert_array_equal(bitmap_of(model).layers[name], widths)
+        assert torch.equal(latent_weights(model)[name], before[f"{name}.weight"])
+    assert torch.equal(model[1].running_mean, before["1.running_mean"])
+    plain = network()
+    quantize_model(plain, BitMap("per_channel", WIDTHS), scale="mse")
+    for name, table in scale_tables(plain).items():
+        torch.testing.assert_close(scale_tables(model)[name], table, rtol=1e-6, atol=0)
+
+
+def test_step_sizes_that_came_along_are_used(network, store):
+    model = rounded(network, store, BitMap("per_channel", WIDTHS, STEPS), scale="weighted")
+    for name, table in scale_tables(model).items():
+        np.testing.assert_array_equal(table.detach().numpy(), STEPS[name])
+    assert torch.equal(model[0].weight[1].detach().abs(), torch.full((3, 3, 3), 0.2))
+    with torch.no_grad():  # learned from there, without touching the bit map
+        scale_tables(model)["0"].add_(1)
+    assert STEPS["0"][1, 0] == np.float32(0.2)
+
+
+def test_step_sizes_of_another_model_are_refused(network, store):
+    steps = STEPS | {"0": STEPS["0"][:3]}
+    line = r"^layer 0: step sizes: got shape \(3, 1\); allowed: \(6, 1\) \(channels, widths\)$"
+    with pytest.raises(ArtifactError, match=line):
+        rounded(network, store, BitMap("per_channel", WIDTHS, steps), scale="weighted")
+
+
+@pytest.mark.parametrize("samples", [0, 20])
+def test_batch_norm_is_measured_on_the_rounded_model_if_asked_for(network, store, samples):
+    model = rounded(network, store, BitMap("per_channel", WIDTHS), scale="mse", calibrate_batch_norm=samples)
+    expected = network()
+    quantize_model(expected, BitMap("per_channel", WIDTHS), scale="mse")
+    if samples:
+        calibrate_batch_norm(expected, store, samples=20, device=CPU, seed=3)
+    torch.testing.assert_close(model[1].running_mean, expected[1].running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model[1].running_var, expected[1].running_var, rtol=1e-5, atol=1e-6)
+
+
+def test_full_precision_keeps_its_statistics(network, store):
+    before = copy.deepcopy(network().state_dict())
+    shapes = {"0": (6, 3, 3, 3), "5": (2, 54)}
+    model = rounded(network, store, BitMap.filled(shapes, 32), calibrate_batch_norm=20)
+    assert all(torch.equal(model.get_buffer(f"1.{name}"), before[f"1.{name}"]) for name in ("running_mean", "running_var"))
