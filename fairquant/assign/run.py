@@ -155,9 +155,9 @@ class _Task:
         key = (name, rounding, self._reducer if self.scale_needs_importance else "")
         if key not in self.memory:
             steps = self.steps(name, rounding)
-            maps = self.maps.layers[name]
+            weight, maps, increase = self.weights[name], self.maps.layers[name], self.increase
             try:
-                self.memory[key] = layer_losses(self.weights[name], maps, rounding, self.increase, steps)
+                self.memory[key] = layer_losses(weight, maps, rounding, increase, steps)
             except UserError as error:
                 raise UserError(f"layer {name}: {error}") from None
         self.known[name] = (rounding.widths, self.memory[key].steps)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fairquant import plugins
 from fairquant.evaluate.summary import metric_keys
 from fairquant.report.cells import percent, without_empty_columns
+from fairquant.report.classic import text
 from fairquant.report.details import Cells, plain
 from fairquant.report.inputs import ReportInputs, Row, number
 
@@ -79,20 +81,14 @@ def _savings(prices: Mapping[str, float]) -> str:
 
 
 def _ranked(params: Mapping[str, Any]) -> str:
-    """Return what ranked the units, where no loss was predicted."""
-    assign, name = params["assign"], params["allocator"]
-    if name == "uniform":
-        return f"Every unit was assigned {assign['uniform_bits']} bits; no importance and no group had a say."
-    ranking = (
-        f"Allocator {name} ranked the units by reducer {params['reducer']} of the {params['importance_metric']} "
-        f"importance to each {params['importance']['by']}"
+    """Return what an allocator that predicts no loss does, in its own words, and by which settings."""
+    name, assign = params["allocator"], params["assign"]
+    words, _, _ = (plugins.load("allocator", name).__doc__ or name).strip().partition("\n")
+    settings = ", ".join(f"{key} {text(assign[key])}" for key in ("bits", "levels", "level_unit", "uniform_bits"))
+    return (
+        f"Allocator {words.replace('``', '').rstrip('.')}. Importance: {params['importance_metric']} to each "
+        f"{params['importance']['by']}, reducer {params['reducer']}. Settings: {settings}."
     )
-    if name != "levels":
-        return f"{ranking}."
-    unit = {"params": "parameters", "units": "units"}[assign["level_unit"]]
-    levels = sorted(zip(assign["bits"], assign["levels"], strict=True))
-    shares = ", ".join(f"{plain(100 * share)} % at {bits} bits" for bits, share in levels)
-    return f"{ranking}, the least important first; of the {unit}: {shares}."
 
 
 def reference_accuracy(inputs: ReportInputs, groups: Sequence[str]) -> dict[str, float | None]:

@@ -1,27 +1,25 @@
-"""Batch-norm statistics corrected for what rounding did to them.
+"""Batch-norm statistics corrected for what rounding did to the inputs of the layers.
 
 Rounding shifts and scales what a layer puts out; the running mean and variance of the full-precision model no longer
 fit, and the error grows from layer to layer. Measuring what changed needs forward passes over some training images, no
 labels and no gradients (Sun et al. 2019, "Hybrid 8-bit Floating Point Training and Inference for Deep Neural Networks",
 NeurIPS, section 3; Finkelstein, Almog & Grobman 2019, arXiv 1906.03193, on the shift of the mean).
 
-With m, v the mean and variance of a layer's input, measured before (fp) and after (q) rounding on the same images,
+With x the input of a layer before rounding and y after it, for the same images, the layer is given the statistics with
+which what it puts out comes closest to what it put out before, in the least squares, channel by channel:
 
-    running mean ← m_q + r · (running mean − m_fp)      running variance ← r² · running variance      r = √(v_q / v_fp)
+    running mean ← m_y + r · (running mean − m_x)     running variance ← r² · running variance     r = var y / cov(x, y)
 
-so that a layer's input, standardised, has the mean and the variance after rounding that it had before. The running
-statistics are corrected, not replaced: they come from a whole training with augmentation, and replacing them by those
-of some plain images changes the predictions of a model that was not rounded at all. This way nothing rounded is nothing
-changed, and what both measurements have in common, the choice of images, cancels.
+(1/r is the slope of the regression of x on y.) A channel that rounding turned into noise is damped, not blown up to the
+variance it had; one that it shrank is stretched. The running statistics are corrected, not replaced: they come from a
+whole training with augmentation, and replacing them by those of some plain images changes the predictions of a model
+that was not rounded at all. This way nothing rounded is nothing changed.
 
-m and v are averages, over the batches, of the batch mean and the unbiased batch variance, with all earlier layers
-normalising by the batch as in training.
+Both models run in evaluation mode, side by side. Each layer of the rounded one is corrected, by all batches so far,
+before it passes a batch on, so that later layers see what they will see.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,66 +31,92 @@ from fairquant.data.store import Store
 from fairquant.devices import autocast
 from fairquant.errors import UserError
 
-BATCH = 256
-"""Images per batch: statistics of small batches are noisy."""
+BATCH = 64
+"""Images per batch: the inputs of all layers are held for one batch."""
+LARGEST = 1e3
+"""Of r: a channel that has nothing to do with what it was is damped to a thousandth."""
 
 
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """Mean and variance (C,) of the input of one batch-norm layer."""
-
-    mean: Tensor
-    variance: Tensor
-
-
-def batch_statistics(
-    model: nn.Module, store: Store, *, samples: int, device: torch.device, precision: str = "fp32", seed: int
-) -> list[Statistics]:
-    """Measure the input of every batch-norm layer with running statistics, in module order.
+def correct_batch_norm(
+    model: nn.Module,
+    reference: nn.Module,
+    store: Store,
+    *,
+    samples: int,
+    device: torch.device,
+    precision: str = "fp32",
+    seed: int,
+) -> int:
+    """Correct the running statistics of every batch-norm layer of ``model``, in place.
 
     Args:
-        model: on ``device``; left as it was, running statistics and modes included.
+        model: the rounded model, on ``device``; its running statistics are still those of ``reference``.
+        reference: the full-precision model, on ``device``; left as it was. Both must be in evaluation mode.
         store: the prepared data; un-augmented images of its train split are read.
         samples: how many images, drawn by ``seed``; all where there are fewer.
         device: where to compute.
         precision: fp32, or bf16 for autocast.
         seed: of the draw.
 
+    Returns:
+        How many layers were corrected; 0 for a model without batch norm, which stays as it is.
+
     Raises ``UserError`` for fewer than two images: one has no variance.
     """
-    layers = _layers(model)
-    if not layers:
-        return []
-    modes = [(module, module.training) for module in model.modules()]
-    kept = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
-    momenta = [layer.momentum for layer in layers]
+    pairs = [_Pair(old, new) for old, new in zip(_layers(reference), _layers(model), strict=True)]
+    if not pairs:
+        return 0
+    rows = np.random.default_rng(seed).permutation(store.indices("train"))[:samples]
+    if len(rows) < 2:
+        raise UserError(f"quantize.calibrate_batch_norm: got {len(rows)} images; allowed: 2 or more of the train split")
+    hooks = [hook for pair in pairs for hook in pair.hooks()]
     try:
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # torch then averages over the batches
-            layer.train()
-        _run(model, store, samples=samples, device=device, precision=precision, seed=seed)
-        return [Statistics(_buffer(layer.running_mean).clone(), _buffer(layer.running_var).clone()) for layer in layers]
+        with torch.no_grad():
+            for part in np.array_split(rows, max(1, round(len(rows) / BATCH))):
+                for batch in iterate(store, part, batch_size=len(part), device=device):
+                    with autocast(device, precision):
+                        reference(batch.images)
+                        model(batch.images)
     finally:
-        for layer, buffers, momentum in zip(layers, kept, momenta, strict=True):
-            layer.momentum = momentum
-            layer.load_state_dict(buffers, strict=False)
-        for module, training in modes:
-            module.training = training
+        for hook in hooks:
+            hook.remove()
+    return len(pairs)
 
 
-def correct_batch_norm(model: nn.Module, before: Sequence[Statistics], after: Sequence[Statistics]) -> None:
-    """Move the running statistics of ``model`` by what changed from ``before`` to ``after``, in place.
+class _Pair:
+    """One batch-norm layer before and after rounding, and sums over what both were given."""
 
-    A channel without variance before keeps its running variance.
-    """
-    with torch.no_grad():
-        for layer, old, new in zip(_layers(model), before, after, strict=True):
-            ratio = torch.where(old.variance > 0, new.variance / old.variance, 1.0)
-            mean = _buffer(layer.running_mean)
-            mean.copy_(new.mean + ratio.sqrt() * (mean - old.mean))
-            _buffer(layer.running_var).mul_(ratio)
+    def __init__(self, old: _BatchNorm, new: _BatchNorm) -> None:
+        self.old, self.new = old, new
+        self.mean, self.variance = (value.double().clone() for value in _running(old))
+        self.given = torch.empty(0)
+        self.count = 0
+        self.sums = [torch.zeros_like(self.mean) for _ in range(4)]
+
+    def hooks(self) -> list[torch.utils.hooks.RemovableHandle]:
+        """Watch the inputs of both layers."""
+        return [self.old.register_forward_pre_hook(self._before), self.new.register_forward_pre_hook(self._after)]
+
+    def _before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.given = inputs[0]
+
+    def _after(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x, y = (_channels(value) - self.mean[:, None] for value in (self.given, inputs[0]))  # near 0: sums of squares
+        self.given = torch.empty(0)
+        self.count += x.shape[1]
+        for total, value in zip(self.sums, (x, y, x * y, y * y), strict=True):
+            total += value.sum(dim=1)
+        self._correct()
+
+    def _correct(self) -> None:
+        """Set the new layer's running statistics by what was seen so far."""
+        x, y, xy, yy = (total / self.count for total in self.sums)
+        variance, covariance = yy - y * y, xy - x * y
+        ratio = torch.where(covariance * LARGEST > variance, variance / covariance, LARGEST)
+        ratio = torch.where(variance > 0, ratio, 1.0)  # a constant puts out the same whatever it is divided by
+        mean, spread = _running(self.new)
+        mean.copy_(self.mean + y - ratio * x)
+        spread.copy_(ratio.square() * self.variance)
 
 
 def _layers(model: nn.Module) -> list[_BatchNorm]:
@@ -100,18 +124,12 @@ def _layers(model: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in found if layer.running_mean is not None]
 
 
-def _buffer(value: Tensor | None) -> Tensor:
-    if value is None:
+def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    if layer.running_mean is None or layer.running_var is None:
         raise ValueError("batch norm: got a layer without running statistics; allowed: one that tracks them")
-    return value
+    return layer.running_mean, layer.running_var
 
 
-def _run(model: nn.Module, store: Store, *, samples: int, device: torch.device, precision: str, seed: int) -> None:
-    rows = np.random.default_rng(seed).permutation(store.indices("train"))[:samples]
-    if len(rows) < 2:
-        raise UserError(f"quantize.calibrate_batch_norm: got {len(rows)} images; allowed: 2 or more of the train split")
-    with torch.no_grad():
-        for part in np.array_split(rows, max(1, round(len(rows) / BATCH))):
-            for batch in iterate(store, part, batch_size=len(part), device=device):
-                with autocast(device, precision):
-                    model(batch.images)
+def _channels(value: Tensor) -> Tensor:
+    """Return an input (N, C, …) as (C, values), float64."""
+    return value.double().transpose(0, 1).flatten(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -9,7 +11,7 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import QuantizeSection
 from fairquant.data.store import Store
 from fairquant.quantize.attach import quantize_model
-from fairquant.train.batch_norm import Statistics, batch_statistics, correct_batch_norm
+from fairquant.train.batch_norm import correct_batch_norm
 
 
 def round_model(
@@ -30,17 +32,9 @@ def round_model(
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     samples = section.calibrate_batch_norm if bits.widths() != (32,) else 0
-    before = _statistics(model, store, samples, device, precision, seed)
+    reference = copy.deepcopy(model).eval() if samples else None
     steps = {name: torch.from_numpy(table.copy()) for name, table in bits.steps.items()} or None
     quantize_model(model, bits, scale=section.scale, percentile=section.percentile, tables=steps)
     model.eval()
-    if before:
-        correct_batch_norm(model, before, _statistics(model, store, samples, device, precision, seed))
-
-
-def _statistics(
-    model: nn.Module, store: Store, samples: int, device: torch.device, precision: str, seed: int
-) -> list[Statistics]:
-    if not samples:
-        return []
-    return batch_statistics(model, store, samples=samples, device=device, precision=precision, seed=seed)
+    if reference is not None:
+        correct_batch_norm(model, reference, store, samples=samples, device=device, precision=precision, seed=seed)

@@ -24,7 +24,7 @@ GROUPS = ("a", "b", "c")
 
 
 def model_info(shapes: Shapes = SHAPES, *, rest: int = 3, seed: int = 0) -> dict[str, Any]:
-    """Return models/pretrained.json of a made-up model; a layer's multiply-accumulates are a multiple of its weights."""
+    """Return models/pretrained.json of a made-up model; a layer's multiply-accumulates are whole per weight."""
     rng = np.random.default_rng(seed)
     names = list(shapes)
     return {
@@ -94,12 +94,12 @@ def all_bitmaps(granularity: str, shapes: Shapes, widths: Sequence[int], held: M
     numbers = {name: math.prod(unit_shape(granularity, shape)) for name, shape in shapes.items() if name not in held}  # type: ignore[arg-type]
     for choice in itertools.product(widths, repeat=sum(numbers.values())):
         left = iter(choice)
-        yield bitmap_of(granularity, shapes, held, {name: [next(left) for _ in range(n)] for name, n in numbers.items()})
+        yield bitmap_of(
+            granularity, shapes, held, {name: [next(left) for _ in range(n)] for name, n in numbers.items()}
+        )
 
 
-def bitmap_of(
-    granularity: str, shapes: Shapes, held: Mapping[str, int], free: Mapping[str, Sequence[int]]
-) -> BitMap:
+def bitmap_of(granularity: str, shapes: Shapes, held: Mapping[str, int], free: Mapping[str, Sequence[int]]) -> BitMap:
     """Return a map of ``free`` widths and ``held`` layers, in model order."""
     layers = {}
     for name, shape in shapes.items():

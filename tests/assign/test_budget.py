@@ -92,9 +92,7 @@ class TestByHand:
         section = BudgetSection(**({"avg_bits": None} | budget))
         held = {"fc": 8}
         reserve = reserve or first_reserve(self.WIDTHS, held, self.INFO, granularity)
-        return prices(
-            section, self.INFO, granularity=granularity, widths=self.WIDTHS, held=held, reserve=reserve
-        )
+        return prices(section, self.INFO, granularity=granularity, widths=self.WIDTHS, held=held, reserve=reserve)
 
     @pytest.mark.parametrize(
         "granularity, costs", [("per_tensor", [0, 12, 192]), ("per_channel", [0, 6, 96]), ("per_param", [0, 2, 32])]
@@ -106,7 +104,8 @@ class TestByHand:
         assert found.unit.tolist() == [1 / 26]
 
     @pytest.mark.parametrize(
-        "granularity, costs", [("per_tensor", [0, 120, 1920]), ("per_channel", [0, 60, 960]), ("per_param", [0, 20, 320])]
+        "granularity, costs",
+        [("per_tensor", [0, 120, 1920]), ("per_channel", [0, 60, 960]), ("per_param", [0, 20, 320])],
     )
     def test_operations(self, granularity, costs):
         found = self.priced(granularity, gbops=1e-5)

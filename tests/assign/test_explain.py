@@ -80,7 +80,9 @@ def test_a_protected_layer_has_empty_cells():
 @pytest.mark.parametrize("allocator, granularity", [("levels", "per_channel"), ("optimal", "per_param")])
 def test_without_a_table_of_losses_the_columns_are_not_there(allocator, granularity):
     info, maps = model_info(SHAPES), importance_maps(SHAPES)
-    found = assign(maps, info, Config(allocator=allocator, granularity=granularity, reducer="max"), lambda: weights(SHAPES))
+    found = assign(
+        maps, info, Config(allocator=allocator, granularity=granularity, reducer="max"), lambda: weights(SHAPES)
+    )
     assert all(list(row)[-1] == "importance_share:c" for row in rows_of(info, maps, found))
 
 
@@ -142,7 +144,9 @@ class TestCurve:
         seen = []
         list(curve(found, [1.0], maps.groups, lambda bits: seen.append(bits) or Measured(np.zeros(3), np.zeros(3))))
         for bits in seen:
-            assert {name: table.shape for name, table in bits.steps.items()} == {n: (s[0], 1) for n, s in SHAPES.items()}
+            assert {name: table.shape for name, table in bits.steps.items()} == {
+                n: (s[0], 1) for n, s in SHAPES.items()
+            }
 
     def test_needs_a_budget(self):
         _, _, maps, found = solved()

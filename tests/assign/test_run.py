@@ -293,7 +293,9 @@ class TestSteps:
     def test_nan_is_one_line(self):
         maps = importance_maps(self.SHAPES)
         maps.layers["fc"][1, 2, 3] = np.nan
-        with pytest.raises(UserError, match="^importance: layer 'fc', group 'b': got NaN or infinite values; allowed: "):
+        with pytest.raises(
+            UserError, match="^importance: layer 'fc', group 'b': got NaN or infinite values; allowed: "
+        ):
             assign(maps, model_info(self.SHAPES), Config(allocator="optimal"), lambda: weights(self.SHAPES))
         broken = weights(self.SHAPES)
         broken["conv"][0, 0, 0, 0] = np.inf

@@ -152,8 +152,8 @@ class TestOptimum:
 
 
 BUDGETS = (
-    {"avg_bits": 2.3}, {"size_mb": 0.9}, {"gbops": 0.4}, {"avg_bits": 3.1, "gbops": 0.4}, {"size_mb": 0.9, "gbops": 0.5},
-    {"avg_bits": 2.6, "size_mb": 0.8, "gbops": 0.45},
+    {"avg_bits": 2.3}, {"size_mb": 0.9}, {"gbops": 0.4}, {"avg_bits": 3.1, "gbops": 0.4},
+    {"size_mb": 0.9, "gbops": 0.5}, {"avg_bits": 2.6, "size_mb": 0.8, "gbops": 0.45},
 )  # fmt: skip
 """Average bits, and shares of what 8 bits everywhere cost."""
 
@@ -385,7 +385,10 @@ def test_the_order_of_groups_plays_no_part(reducer, granularity):
 def test_minimax_protects_the_group_that_the_mean_gives_up():
     """Bits for one of two layers; b alone depends on the second."""
     shapes = {"shared": (1, 4), "own": (1, 8)}
-    layers = {"shared": np.float32([[[4] * 4], [[1] * 4], [[4] * 4]]), "own": np.float32([[[0] * 8], [[4] * 8], [[0] * 8]])}
+    layers = {
+        "shared": np.float32([[[4] * 4], [[1] * 4], [[4] * 4]]),
+        "own": np.float32([[[0] * 8], [[4] * 8], [[0] * 8]]),
+    }
     maps = ImportanceMaps(GROUPS, (1,) * 3, layers, {"metric": "fisher"})
     flat = {"shared": np.full((1, 4), 0.5, np.float32), "own": np.full((1, 8), 0.5, np.float32)}
     chosen = {}

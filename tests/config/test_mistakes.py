@@ -134,7 +134,8 @@ MISTAKES = {
     "budget: {avg_bits: -1}": "budget.avg_bits: got -1; allowed: a number in [0, 32]",
     "budget: {size_mb: 0}": "budget.size_mb: got 0; allowed: a number in (0, inf)",
     "budget: {gbops: x}": "budget.gbops: got 'x'; allowed: a number in (0, inf)",
-    "budget: {bits: 4}": "budget.bits: unknown key (did you mean 'avg_bits'?), got 4; allowed: avg_bits | gbops | size_mb",
+    "budget: {bits: 4}": "budget.bits: unknown key (did you mean 'avg_bits'?), got 4; "
+    "allowed: avg_bits | gbops | size_mb",
     "{allocator: optimal, budget: {avg_bits: null}}": "budget: got null for avg_bits, size_mb, gbops with allocator "
     "optimal; allowed: at least one limit",
     "{allocator: optimal, reducer: subtractive, assign: {reducers: {subtractive: {unprivileged: a, privileged: b}}}}": (
@@ -153,8 +154,8 @@ MISTAKES = {
     "quantize: {calibrate_batch_norm: true}": "quantize.calibrate_batch_norm: got true; allowed: a number, not "
     "true/false",
     **{
-        f"{{quant_mode: {mode}, quantize: {{scale: weighted}}}}": f"quantize.scale: got 'weighted' with quant_mode {mode}, "
-        "whose widths are not those of assign; allowed: absmax | lsq | mse | percentile"
+        f"{{quant_mode: {mode}, quantize: {{scale: weighted}}}}": f"quantize.scale: got 'weighted' with quant_mode "
+        f"{mode}, whose widths are not those of assign; allowed: absmax | lsq | mse | percentile"
         for mode in ("iterative_qat", "uniform")
     },
     "{quant_mode: baq_learnable, quantize: {scale: weighted}}": "quantize.scale: got 'weighted' with quant_mode "

@@ -17,7 +17,7 @@ from fairquant.errors import ConfigError, UserError
 from fairquant.modes import with_start
 from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, quantizers, scale_tables
 from fairquant.train import loop, refresh
-from fairquant.train.batch_norm import calibrate_batch_norm
+from fairquant.train.batch_norm import correct_batch_norm
 
 MODES = plugins.names("mode")
 CPU = torch.device("cpu")
@@ -265,16 +265,16 @@ class TestRounding:
         batch_norm = model[1]
         return torch.cat([batch_norm.running_mean, batch_norm.running_var])
 
-    def test_batch_norm_is_measured_anew_where_asked(self, make_job):
+    def test_batch_norm_is_corrected_where_asked(self, make_job):
         quantize = plugins.load("mode", "fair_static").quantize
         before = self.statistics(make_job().model)
         assert torch.equal(self.statistics(quantize(make_job()).model), before)
         found = self.statistics(quantize(make_job(calibrate_batch_norm=30)).model)
-        assert not torch.allclose(found, before, rtol=0.01)
+        assert not torch.allclose(found, before, rtol=0.001)
         job = make_job()
         model = copy.deepcopy(job.model)
         quantize_model(model, job.bits)
-        calibrate_batch_norm(model, job.store, samples=30, device=CPU, seed=0)
+        correct_batch_norm(model.eval(), make_job().model.eval(), job.store, samples=30, device=CPU, seed=0)
         torch.testing.assert_close(found, self.statistics(model), rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("mode", MODES)
@@ -285,8 +285,8 @@ class TestRounding:
     @pytest.mark.parametrize("mode", ["fair_static", "fair_static_qat"])
     def test_steps_of_the_bit_map_are_where_it_starts(self, mode, make_job):
         bits = make_job().bits
-        job = make_job(scale="weighted", bits=BitMap(bits.granularity, bits.layers, self.STEPS))
+        job = make_job(scale="weighted", lr=1e-5, bits=BitMap(bits.granularity, bits.layers, self.STEPS))
         result = plugins.load("mode", mode).quantize(job)
         for name, table in scale_tables(result.model).items():
             assert np.array_equal(table.detach().numpy(), self.STEPS[name]) == (mode == "fair_static")
-            np.testing.assert_allclose(table.detach().numpy(), self.STEPS[name], rtol=0.5)
+            np.testing.assert_allclose(table.detach().numpy(), self.STEPS[name], rtol=0.05)

@@ -64,7 +64,8 @@ def test_alpha_outside_0_1_is_refused(alpha):
 
 
 @pytest.mark.parametrize(
-    "alpha, n_groups, cap", [(0.0, 4, 0.25), (0.5, 4, 0.5), (0.5, 3, 2 / 3), (0.75, 4, 1.0), (0.99, 4, 1.0), (1.0, 4, 1.0)]
+    "alpha, n_groups, cap",
+    [(0.0, 4, 0.25), (0.5, 4, 0.5), (0.5, 3, 2 / 3), (0.75, 4, 1.0), (0.99, 4, 1.0), (1.0, 4, 1.0)],
 )
 def test_objective_by_hand(alpha, n_groups, cap):
     found = cvar.objective(cvar.Options(alpha=alpha), np.arange(1.0, n_groups + 1))

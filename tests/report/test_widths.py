@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from fairquant import plugins
 from fairquant.config import Config
 from fairquant.report import widths
 from fairquant.report.inputs import plain_params
@@ -68,23 +69,31 @@ def test_other_budgets_and_classes(spent_inputs):
     )
 
 
+LEVELS = (
+    "Allocator levels: rank units by importance and give the least important share the fewest bits (FairQuant, arXiv "
+    "2602.23192). "
+)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
         (
             {"reducer": "max"},
-            "Allocator levels ranked the units by reducer max of the grape importance to each group, the least "
-            "important first; of the parameters: 20 % at 2 bits, 40 % at 4 bits, 40 % at 8 bits.",
+            LEVELS + "Importance: grape to each group, reducer max. Settings: bits [2, 4, 8], levels [0.2, 0.4, 0.4], "
+            "level_unit params, uniform_bits 8.",
         ),
         (
-            {"assign": {"bits": [8, 4], "levels": [0.125, 0.875], "level_unit": "units",
+            {"assign": {"bits": [4, 8], "levels": [0.875, 0.125], "level_unit": "units",
                         "protect": {"layers": ["first", "fc*"], "bits": 16}}, "importance": {"by": "class"}},
-            "Allocator levels ranked the units by reducer balanced of the grape importance to each class, the least "
-            "important first; of the units: 87.5 % at 4 bits, 12.5 % at 8 bits. Protected at 16 bits: first, fc*.",
+            LEVELS + "Importance: grape to each class, reducer balanced. Settings: bits [4, 8], levels "
+            "[0.875, 0.125], level_unit units, uniform_bits 8. Protected at 16 bits: first, fc*.",
         ),
         (
             {"allocator": "uniform", "assign": {"uniform_bits": 6}},
-            "Every unit was assigned 6 bits; no importance and no group had a say.",
+            "Allocator uniform: one bit-width for every unit, assign.uniform_bits; importance plays no part. "
+            "Importance: grape to each group, reducer balanced. Settings: bits [2, 4, 8], levels [0.2, 0.4, 0.4], "
+            "level_unit params, uniform_bits 6.",
         ),
     ],
 )  # fmt: skip
@@ -92,11 +101,12 @@ def test_widths_that_were_not_predicted(inputs, settings, text):
     assert widths.choice(unchanged(with_params(inputs, **settings))) == text
 
 
-def test_another_allocator_is_named(inputs):
-    params = plain_params(Config()) | {"allocator": "mine"}
-    assert widths.choice(unchanged(dataclasses.replace(inputs, params=params))) == (
-        "Allocator mine ranked the units by reducer balanced of the grape importance to each group."
-    )
+@pytest.mark.parametrize("name", plugins.names("allocator"))
+def test_every_allocator_says_in_its_first_line_what_it_does(inputs, name):
+    params = plain_params(Config()) | {"allocator": name}
+    first = widths.choice(unchanged(dataclasses.replace(inputs, params=params))).partition(". ")[0]
+    assert first.startswith(f"Allocator {name}: ")
+    assert len(first) > len(f"Allocator {name}: ") + 10
 
 
 def test_cost_of_the_choice_to_each_group(spent_inputs):

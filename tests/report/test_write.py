@@ -142,6 +142,7 @@ def test_page_of_a_spent_budget_says_why(spent_inputs, tmp_path):
 def test_page_without_a_budget_says_what_ranked_the_units(inputs, tmp_path):
     write_report(inputs, tmp_path / "report")
     ranked, link = section((tmp_path / "report/report.md").read_text(), "Why these widths")
-    assert ranked.startswith("Allocator levels ranked the units by reducer balanced")
+    assert ranked.startswith("Allocator levels: rank units by importance")
+    assert "Importance: grape to each group, reducer balanced." in ranked
     assert "predict" not in ranked + link
     assert link.endswith("(layer_sensitivity.png)")

@@ -1,4 +1,4 @@
-"""Batch-norm statistics measured anew, against float64 means and variances of what the layers are given."""
+"""Batch norm corrected for rounding, against a float64 loop over what the layers are given before and after."""
 
 from __future__ import annotations
 
@@ -10,29 +10,41 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from fairquant.allocate.bitmap import BitMap
 from fairquant.data.batches import iterate
 from fairquant.errors import UserError
-from fairquant.quantize.attach import quantize_model
 from fairquant.train import batch_norm
-from fairquant.train.batch_norm import calibrate_batch_norm
+from fairquant.train.batch_norm import correct_batch_norm
 from fairquant.train.predict import predict
 
 CPU = torch.device("cpu")
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+LAYERS = (1, 5)
 
 
-def two_layers(seed=0):
+def two_layers(seed=0, make=nn.BatchNorm2d):
+    """A network whose running statistics are not those of the data."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5),
-            nn.Conv2d(6, 5, 2), nn.BatchNorm2d(5, momentum=0.03), nn.Flatten(), nn.Linear(20, 2),
-        ).eval()  # fmt: skip
+        model = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2), make(6), nn.ReLU(), nn.Dropout(0.5),
+            nn.Conv2d(6, 5, 2), make(5), nn.Flatten(), nn.Linear(20, 2),
+        )  # fmt: skip
+        for layer in (model[1], model[5]):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    return model.eval()
 
 
-def calibrate(model, store, samples=10_000, seed=0, **more):
-    return calibrate_batch_norm(model, store, samples=samples, device=CPU, seed=seed, **more)
+def coarse(model):
+    """Return a copy whose weights are rounded to multiples of 0.2: what a quantizer does, without one."""
+    found = copy.deepcopy(model)
+    with torch.no_grad():
+        for index in (0, 4, 7):
+            found[index].weight.mul_(5).round_().div_(5)
+    return found
+
+
+def correct(model, reference, store, samples=10_000, seed=0, **more):
+    return correct_batch_norm(model, reference, store, samples=samples, device=CPU, seed=seed, **more)
 
 
 def images(store, rows):
@@ -40,151 +52,177 @@ def images(store, rows):
     return batch.images.double()
 
 
-def by_hand(model, batches):
-    """Return (mean, unbiased variance) of each batch norm's input, averaged over batches, in float64.
+def moments(x):
+    return np.stack([x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)])
 
-    Earlier batch norms normalise by the batch; dropout is off.
+
+def by_hand(model, reference, batches):
+    """Return the corrected (mean, variance) of both layers in float64.
+
+    Per batch, every layer of the model is corrected before the batch goes on; in the end by the means over batches.
     """
-    model = copy.deepcopy(model).double()
-    found = {}
-    for x in batches:
-        for name, layer in model.named_children():
-            if isinstance(layer, nn.BatchNorm2d):
-                mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=True)
-                found.setdefault(name, []).append((mean, variance))
-                biased = x.var((0, 2, 3), unbiased=False)
-                x = (x - mean[:, None, None]) / (biased[:, None, None] + layer.eps).sqrt()
-                x = x * layer.weight[:, None, None] + layer.bias[:, None, None]
-                x = layer.act(layer.drop(x)) if hasattr(layer, "act") else x
-            else:
-                x = layer(x)
-    return {name: tuple(torch.stack(part).mean(0) for part in zip(*values, strict=True)) for name, values in found.items()}
+    model, reference = copy.deepcopy(model).double(), copy.deepcopy(reference).double()
+    running = {at: (reference[at].running_mean.numpy(), reference[at].running_var.numpy()) for at in LAYERS}
+
+    def corrected(at, old, new):
+        ratio = np.sqrt(new[1] / old[1])
+        return new[0] + ratio * (running[at][0] - old[0]), ratio**2 * running[at][1]
+
+    seen = {at: [] for at in LAYERS}
+    with torch.no_grad():
+        for images in batches:
+            x = y = images
+            for at, (old, new) in enumerate(zip(reference, model, strict=True)):
+                if at in LAYERS:
+                    seen[at].append((moments(x), moments(y)))
+                    mean, variance = corrected(at, *seen[at][-1])
+                    new.running_mean.copy_(torch.from_numpy(mean))
+                    new.running_var.copy_(torch.from_numpy(variance))
+                x, y = old(x), new(y)
+    return {at: corrected(at, *np.mean(values, axis=0)) for at, values in seen.items()}
 
 
 def assert_statistics(model, expected):
-    for name, (mean, variance) in expected.items():
-        layer = model.get_submodule(name)
-        torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(layer.running_var.double(), variance, rtol=1e-4, atol=1e-6)
+    for at, (mean, variance) in expected.items():
+        np.testing.assert_allclose(model[at].running_mean, mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(model[at].running_var, variance, rtol=1e-4, atol=1e-6)
 
 
-def test_one_batch_is_exact(store):
-    model = two_layers()
-    expected = by_hand(model, [images(store, store.indices("train"))])
-    assert calibrate(model, store) == 2
-    assert list(expected) == ["1", "5"]
+@pytest.mark.parametrize("make", [nn.BatchNorm2d, BatchNormAct2d])
+def test_one_batch_by_hand(store, make):
+    reference = two_layers(make=make)
+    model = coarse(reference)
+    expected = by_hand(model, reference, [images(store, store.indices("train"))])
+    assert correct(model, reference, store) == 2
     assert_statistics(model, expected)
+    assert not np.allclose(expected[5][0], reference[5].running_mean, rtol=0.01)
 
 
-def test_several_batches_are_averaged(store, monkeypatch):
+def test_several_batches_by_hand(store, monkeypatch):
     monkeypatch.setattr(batch_norm, "BATCH", 30)
-    model = two_layers()
+    reference = two_layers()
+    model = coarse(reference)
     rows = np.random.default_rng(7).permutation(store.indices("train"))
     assert len(rows) == 96
-    expected = by_hand(model, [images(store, part) for part in np.array_split(rows, 3)])
-    calibrate(model, store, seed=7)
+    expected = by_hand(model, reference, [images(store, part) for part in np.array_split(rows, 3)])
+    correct(model, reference, store, seed=7)
     assert_statistics(model, expected)
-    assert model[1].num_batches_tracked == 3
 
 
 def test_a_sample_is_drawn_by_the_seed(store):
-    model, again, other = two_layers(), two_layers(), two_layers()
+    reference = two_layers()
+    models = [coarse(reference) for _ in range(3)]
     rows = np.random.default_rng(3).permutation(store.indices("train"))[:20]
-    calibrate(model, store, samples=20, seed=3)
-    assert_statistics(model, by_hand(two_layers(), [images(store, rows)]))
-    calibrate(again, store, samples=20, seed=3)
-    calibrate(other, store, samples=20, seed=4)
-    assert torch.equal(model[1].running_mean, again[1].running_mean)
-    assert not torch.equal(model[1].running_mean, other[1].running_mean)
+    for model, seed in zip(models, (3, 3, 4), strict=True):
+        correct(model, reference, store, samples=20, seed=seed)
+    assert_statistics(models[0], by_hand(coarse(reference), reference, [images(store, rows)]))
+    assert torch.equal(models[0][1].running_mean, models[1][1].running_mean)
+    assert not torch.equal(models[0][1].running_mean, models[2][1].running_mean)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_nothing_else_changes(store, training):
-    model = two_layers().train(training)
-    model[3].train(not training)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = {name: module.training for name, module in model.named_modules()}
-    calibrate(model, store)
-    assert {name: module.training for name, module in model.named_modules()} == modes
-    assert (model[1].momentum, model[5].momentum) == (0.1, 0.03)
+def test_the_input_standardised_has_the_mean_and_variance_it_had(store):
+    reference = two_layers()
+    model = coarse(reference)
+    correct(model, reference, store)
+    x = images(store, store.indices("train"))
+    for at in LAYERS:
+        values = []
+        for which in (reference, model):
+            mean, variance = moments(copy.deepcopy(which).double()[:at](x).detach())
+            layer = which[at]
+            values.append(np.stack([(mean - layer.running_mean.numpy()) / np.sqrt(layer.running_var.numpy()),
+                                    variance / layer.running_var.numpy()]))  # fmt: skip
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_rounded_is_nothing_changed(store):
+    reference = two_layers()
+    model = copy.deepcopy(reference)
+    correct(model, reference, store)
     for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) != name.endswith(STATISTICS), name
-    assert all(parameter.grad is None for parameter in model.parameters())
+        torch.testing.assert_close(value, reference.state_dict()[name], rtol=1e-6, atol=1e-6)
 
 
-def test_restored_after_a_failure(store):
+def test_a_channel_without_variance_keeps_its_running_variance(store):
+    reference = two_layers()
+    with torch.no_grad():
+        reference[0].weight[2] = 0
+    model = coarse(reference)
+    with torch.no_grad():
+        model[0].weight[3] = 0  # pruned by the rounding: a constant from now on
+    correct(model, reference, store)
+    assert model[1].running_var[2] == reference[1].running_var[2]
+    assert model[1].running_mean[2] == pytest.approx(float(reference[1].running_mean[2]))
+    assert model[1].running_var[3] == pytest.approx(0, abs=1e-9)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_running_statistics_of_the_model_alone_change(store):
+    reference = two_layers()
+    model = coarse(reference)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    full = {name: value.clone() for name, value in reference.state_dict().items()}
+    correct(model, reference, store)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) != name.endswith(("running_mean", "running_var")), name
+    assert all(torch.equal(value, full[name]) for name, value in reference.state_dict().items())
+    for which in (model, reference):
+        assert not any(module.training or module._forward_pre_hooks for module in which.modules())
+        assert all(parameter.grad is None for parameter in which.parameters())
+
+
+def test_nothing_is_left_behind_by_a_failure(store):
     class Fails(nn.Module):
         def forward(self, x):
             raise RuntimeError("out of memory")
 
-    model = nn.Sequential(two_layers()[:2], Fails()).train()
-    model[0][0].eval()
+    reference = two_layers()
+    model = nn.Sequential(*coarse(reference)[:6], Fails()).eval()
     with pytest.raises(RuntimeError, match="out of memory"):
-        calibrate(model, store)
-    assert [module.training for module in model.modules()] == [True, True, False, True, True]
-    assert model[0][1].momentum == 0.1
+        correct(model, reference, store)
+    for which in (model, reference):
+        assert not any(module._forward_pre_hooks for module in which.modules())
 
 
-def test_statistics_of_before_play_no_part(store):
-    model, dirty = two_layers(), two_layers()
-    dirty[1].running_mean.fill_(5.0)
-    dirty[1].num_batches_tracked.fill_(100)
-    for each in (model, dirty):
-        calibrate(each, store)
-    assert all(torch.equal(one, two) for one, two in zip(model.state_dict().values(), dirty.state_dict().values(), strict=True))
-
-
-def test_without_batch_norm_nothing_is_done(store, monkeypatch):
+def test_without_batch_norm_nothing_is_read(store, monkeypatch):
     monkeypatch.setattr(batch_norm, "iterate", lambda *_, **__: pytest.fail("read images"))
-    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.LayerNorm(144), nn.Linear(144, 2))
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.LayerNorm(144))
     untracked = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))
     for model in (plain, untracked):
-        before = copy.deepcopy(model.state_dict())
-        assert calibrate(model, store) == 0
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_timms_batch_norm_with_activation(store):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 4, 3), BatchNormAct2d(4)).eval()
-    expected = by_hand(model, [images(store, store.indices("train"))])
-    assert calibrate(model, store) == 2
-    assert_statistics(model, expected)
+        assert correct(model, copy.deepcopy(model), store) == 0
 
 
 def test_reduced_precision_is_close(store):
-    exact, rough = two_layers(), two_layers()
-    calibrate(exact, store)
-    calibrate(rough, store, precision="bf16")
+    reference = two_layers()
+    exact, rough = coarse(reference), coarse(reference)
+    correct(exact, reference, store)
+    correct(rough, reference, store, precision="bf16")
     torch.testing.assert_close(rough[1].running_mean, exact[1].running_mean, rtol=0.05, atol=0.02)
     assert not torch.equal(rough[1].running_mean, exact[1].running_mean)
 
 
 def test_one_image_has_no_variance(store):
-    model = two_layers()
-    line = "^quantize.calibrate_batch_norm: got 1 images; allowed: at least 2 of the train split$"
+    line = "^quantize.calibrate_batch_norm: got 1 images; allowed: 2 or more of the train split$"
     with pytest.raises(UserError, match=line):
-        calibrate(model, store, samples=1)
-    assert model[1].running_mean.eq(0).all()
+        correct(two_layers(), two_layers(), store, samples=1)
 
 
 def test_a_rounded_model_comes_nearer_to_full_precision(store):
-    """On a trained model at two bits, the logits of the validation split."""
-    model = two_layers()
-    model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    """On a trained model, the logits of the validation split."""
+    reference = two_layers().train()
+    optimizer = torch.optim.Adam(reference.parameters(), lr=0.01)
     (batch,) = iterate(store, store.indices("train"), batch_size=96, device=CPU)
     for _ in range(40):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(batch.images), batch.labels).backward()
+        nn.functional.cross_entropy(reference(batch.images), batch.labels).backward()
         optimizer.step()
-    reference = predict(model, store, "val", batch_size=64, device=CPU).logits
-    widths = {name: np.full(len(model.get_submodule(name).weight), 2, np.uint8) for name in ("0", "4", "7")}
-    quantize_model(model, BitMap("per_channel", widths), scale="mse")
+    reference.eval()
+    model = coarse(reference)
+    expected = predict(reference, store, "val", batch_size=64, device=CPU).logits
     errors = []
-    for step in (lambda: None, lambda: calibrate(model, store)):
-        step()
-        rounded = predict(model, store, "val", batch_size=64, device=CPU).logits
-        errors.append(float(np.square(rounded - reference).mean()))
+    for corrected in (False, True):
+        if corrected:
+            correct(model, reference, store)
+        logits = predict(model, store, "val", batch_size=64, device=CPU).logits
+        errors.append(float(np.square(logits - expected).mean()))
     assert errors[1] < 0.8 * errors[0]

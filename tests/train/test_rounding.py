@@ -1,4 +1,4 @@
-"""Rounding a model: quantizers, the step sizes that came with the widths, and batch norm measured anew."""
+"""Rounding a model: quantizers, the step sizes that came with the widths, and batch norm corrected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import QuantizeSection
 from fairquant.errors import ArtifactError
 from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, scale_tables
-from fairquant.train.batch_norm import calibrate_batch_norm
+from fairquant.train.batch_norm import correct_batch_norm
 from fairquant.train.rounding import round_model
 
 CPU = torch.device("cpu")
@@ -22,9 +22,7 @@ STEPS = {"0": np.float32([[1], [0.2], [0.3], [0.05], [0.01], [1]]), "5": np.floa
 
 def rounded(network, store, bits, **section):
     model = network()
-    round_model(
-        model, bits, store=store, section=QuantizeSection(**section), device=CPU, precision="fp32", seed=3
-    )
+    round_model(model, bits, store=store, section=QuantizeSection(**section), device=CPU, precision="fp32", seed=3)
     return model
 
 
@@ -60,12 +58,13 @@ def test_step_sizes_of_another_model_are_refused(network, store):
 
 
 @pytest.mark.parametrize("samples", [0, 20])
-def test_batch_norm_is_measured_on_the_rounded_model_if_asked_for(network, store, samples):
+def test_batch_norm_is_corrected_for_the_rounding_if_asked_for(network, store, samples):
     model = rounded(network, store, BitMap("per_channel", WIDTHS), scale="mse", calibrate_batch_norm=samples)
     expected = network()
     quantize_model(expected, BitMap("per_channel", WIDTHS), scale="mse")
     if samples:
-        calibrate_batch_norm(expected, store, samples=20, device=CPU, seed=3)
+        correct_batch_norm(expected.eval(), network().eval(), store, samples=20, device=CPU, seed=3)
+        assert not torch.allclose(expected[1].running_mean, network()[1].running_mean, rtol=0.01)
     torch.testing.assert_close(model[1].running_mean, expected[1].running_mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model[1].running_var, expected[1].running_var, rtol=1e-5, atol=1e-6)
 
@@ -74,4 +73,5 @@ def test_full_precision_keeps_its_statistics(network, store):
     before = copy.deepcopy(network().state_dict())
     shapes = {"0": (6, 3, 3, 3), "5": (2, 54)}
     model = rounded(network, store, BitMap.filled(shapes, 32), calibrate_batch_norm=20)
-    assert all(torch.equal(model.get_buffer(f"1.{name}"), before[f"1.{name}"]) for name in ("running_mean", "running_var"))
+    for name in ("1.running_mean", "1.running_var"):
+        assert torch.equal(model.get_buffer(name), before[name])
