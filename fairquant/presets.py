@@ -75,7 +75,7 @@ _PRICED: dict[str, Setting] = {
     "reducer": "max",
     "allocator": "optimal",
     "quantize.scale": "weighted",
-    "quantize.calibrate_batch_norm": 2048,
+    "quantize.correction_images": 2048,
 }
 _PROTECTED: dict[str, Setting] = {
     "quantize.fairness_loss": "compression_drop",

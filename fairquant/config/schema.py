@@ -225,7 +225,7 @@ class QuantizeSection(TrainSection):
     scale: Annotated[str, plugin_name("scale")] = "absmax"
     percentile: Real = number(99.9, gt=50, le=100)
     uniform_bits: Width = 8
-    calibrate_batch_norm: Int = number(0, ge=0)
+    correction_images: Int = number(0, ge=0)
     fairness_loss: Annotated[str, plugin_name("loss")] = "gap"
     fairness_weight: Real = number(1.0, ge=0)
     losses: PluginOptions = {}

@@ -11,7 +11,7 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import QuantizeSection
 from fairquant.data.store import Store
 from fairquant.quantize.attach import quantize_model
-from fairquant.train.batch_norm import correct_batch_norm
+from fairquant.train.correction import correct
 
 
 def round_model(
@@ -27,14 +27,14 @@ def round_model(
     """Attach quantizers of widths ``bits`` to ``model`` on ``device``, in place; no weight is trained.
 
     Step sizes that came with the widths are used as they are, others measured by ``section.scale``. Where
-    ``section.calibrate_batch_norm`` asks for it, and some weight is rounded, batch-norm statistics are corrected.
+    ``section.correction_images`` asks for it, and some weight is rounded, batch-norm statistics are corrected.
     The model ends in evaluation mode. Raises ``ArtifactError`` for widths of another model.
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    samples = section.calibrate_batch_norm if bits.widths() != (32,) else 0
+    samples = section.correction_images if bits.widths() != (32,) else 0
     reference = copy.deepcopy(model).eval() if samples else None
     steps = {name: torch.from_numpy(table.copy()) for name, table in bits.steps.items()} or None
     quantize_model(model, bits, scale=section.scale, percentile=section.percentile, tables=steps)
     model.eval()
     if reference is not None:
-        correct_batch_norm(model, reference, store, samples=samples, device=device, precision=precision, seed=seed)
+        correct(model, reference, store, samples=samples, device=device, precision=precision, seed=seed)

@@ -43,7 +43,7 @@ class Method:
 
 
 def _rounded(scale: str, images: int) -> Settings:
-    return {"granularity": "per_channel", "quantize.scale": scale, "quantize.calibrate_batch_norm": images}
+    return {"granularity": "per_channel", "quantize.scale": scale, "quantize.correction_images": images}
 
 
 def _uniform(scale: str, images: int = 0) -> Method:

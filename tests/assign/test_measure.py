@@ -46,7 +46,7 @@ def by_hand(model, store, marks):
 @pytest.mark.parametrize("by, marks", [("group", "groups"), ("class", "labels")])
 @pytest.mark.parametrize("samples", [0, 30])
 def test_by_hand(model, store, by, marks, samples):
-    config = Config(quantize={"scale": "mse", "calibrate_batch_norm": samples}, seed=5)
+    config = Config(quantize={"scale": "mse", "correction_images": samples}, seed=5)
     measure = Validation(model, store, config, CPU, by=by)
     reference = by_hand(model, store, marks)
     np.testing.assert_allclose(measure.reference, reference[0], rtol=1e-5)
@@ -72,7 +72,7 @@ def test_full_precision_costs_nothing(model, store):
 def test_the_model_is_left_as_it_was(model, store, training):
     model.train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    measure = Validation(model, store, Config(quantize={"calibrate_batch_norm": 30}), CPU)
+    measure = Validation(model, store, Config(quantize={"correction_images": 30}), CPU)
     measure(BITS)
     assert not quantizers(model) and model.training is training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

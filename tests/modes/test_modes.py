@@ -269,7 +269,7 @@ class TestRounding:
         quantize = plugins.load("mode", "fair_static").quantize
         before = self.statistics(make_job().model)
         assert torch.equal(self.statistics(quantize(make_job()).model), before)
-        found = self.statistics(quantize(make_job(calibrate_batch_norm=30)).model)
+        found = self.statistics(quantize(make_job(correction_images=30)).model)
         assert not torch.allclose(found, before, rtol=0.001)
         job = make_job()
         model = copy.deepcopy(job.model)
@@ -279,7 +279,7 @@ class TestRounding:
 
     @pytest.mark.parametrize("mode", MODES)
     def test_every_mode_runs_with_it(self, mode, make_job):
-        result = plugins.load("mode", mode).quantize(make_job(calibrate_batch_norm=30, epochs=1))
+        result = plugins.load("mode", mode).quantize(make_job(correction_images=30, epochs=1))
         assert torch.isfinite(logits(result.model)).all() and not result.model.training
 
     @pytest.mark.parametrize("mode", ["fair_static", "fair_static_qat"])

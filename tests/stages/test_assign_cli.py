@@ -125,7 +125,7 @@ class TestOptimal:
         "device": "cpu",
         "budget": {"avg_bits": 3},
         "assign": {"optimal": {"bits": [0, 1, 2, 4, 8]}, "explain": {"budgets": [1, 2]}},
-        "quantize": {"scale": "weighted", "calibrate_batch_norm": 8},
+        "quantize": {"scale": "weighted", "correction_images": 8},
     }
 
     @pytest.fixture

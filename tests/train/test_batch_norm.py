@@ -202,7 +202,7 @@ def test_reduced_precision_is_close(store):
 
 
 def test_one_image_has_no_variance(store):
-    line = "^quantize.calibrate_batch_norm: got 1 images; allowed: 2 or more of the train split$"
+    line = "^quantize.correction_images: got 1 images; allowed: 2 or more of the train split$"
     with pytest.raises(UserError, match=line):
         correct(two_layers(), two_layers(), store, samples=1)
 

@@ -59,7 +59,7 @@ def test_step_sizes_of_another_model_are_refused(network, store):
 
 @pytest.mark.parametrize("samples", [0, 20])
 def test_batch_norm_is_corrected_for_the_rounding_if_asked_for(network, store, samples):
-    model = rounded(network, store, BitMap("per_channel", WIDTHS), scale="mse", calibrate_batch_norm=samples)
+    model = rounded(network, store, BitMap("per_channel", WIDTHS), scale="mse", correction_images=samples)
     expected = network()
     quantize_model(expected, BitMap("per_channel", WIDTHS), scale="mse")
     if samples:
@@ -72,6 +72,6 @@ def test_batch_norm_is_corrected_for_the_rounding_if_asked_for(network, store, s
 def test_full_precision_keeps_its_statistics(network, store):
     before = copy.deepcopy(network().state_dict())
     shapes = {"0": (6, 3, 3, 3), "5": (2, 54)}
-    model = rounded(network, store, BitMap.filled(shapes, 32), calibrate_batch_norm=20)
+    model = rounded(network, store, BitMap.filled(shapes, 32), correction_images=20)
     for name in ("1.running_mean", "1.running_var"):
         assert torch.equal(model.get_buffer(name), before[name])

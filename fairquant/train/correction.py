@@ -1,11 +1,12 @@
-"""Batch-norm statistics corrected for what rounding did to the inputs of the layers.
+"""Batch-norm statistics and biases corrected for what rounding did to the layers before them.
 
 Rounding shifts and scales what a layer puts out; the running mean and variance of the full-precision model no longer
 fit, and the error grows from layer to layer. Measuring what changed needs forward passes over some training images, no
 labels and no gradients (Sun et al. 2019, "Hybrid 8-bit Floating Point Training and Inference for Deep Neural Networks",
-NeurIPS, section 3; Finkelstein, Almog & Grobman 2019, arXiv 1906.03193, on the shift of the mean).
+NeurIPS, section 3; Finkelstein, Almog & Grobman 2019, arXiv 1906.03193; Nagel et al. 2019, arXiv 1906.04721, section 4.2,
+on the bias).
 
-With x the input of a layer before rounding and y after it, for the same images, the layer is given the statistics with
+**Batch norm.** With x the input of a layer before rounding and y after it, for the same images, the layer is given the statistics with
 which what it puts out comes closest to what it put out before, in the least squares, channel by channel:
 
     running mean ← m_y + r · (running mean − m_x)     running variance ← r² · running variance     r = var y / cov(x, y)
@@ -14,6 +15,10 @@ which what it puts out comes closest to what it put out before, in the least squ
 variance it had; one that it shrank is stretched. The running statistics are corrected, not replaced: they come from a
 whole training with augmentation, and replacing them by those of some plain images changes the predictions of a model
 that was not rounded at all. This way nothing rounded is nothing changed.
+
+**Biases.** A convolution or linear layer with a bias gets back the mean that its output had: bias ← bias + (m_x − m_y),
+m over images and positions. The classifier has no batch norm behind it, and a rectifier turns lost variance into a shift of
+every logit; models without batch norm have nothing else.
 
 Both models run in evaluation mode, side by side. Each layer of the rounded one is corrected, by all batches so far,
 before it passes a batch on, so that later layers see what they will see.
@@ -30,6 +35,7 @@ from fairquant.data.batches import iterate
 from fairquant.data.store import Store
 from fairquant.devices import autocast
 from fairquant.errors import UserError
+from fairquant.models.layers import Layer, quantizable_layers
 
 BATCH = 64
 """Images per batch: the inputs of all layers are held for one batch."""
@@ -37,7 +43,7 @@ LARGEST = 1e3
 """Of r: a channel that has nothing to do with what it was is damped to a thousandth."""
 
 
-def correct_batch_norm(
+def correct(
     model: nn.Module,
     reference: nn.Module,
     store: Store,
@@ -47,10 +53,10 @@ def correct_batch_norm(
     precision: str = "fp32",
     seed: int,
 ) -> int:
-    """Correct the running statistics of every batch-norm layer of ``model``, in place.
+    """Correct the running statistics of every batch-norm layer, and every bias behind a weight, of ``model`` in place.
 
     Args:
-        model: the rounded model, on ``device``; its running statistics are still those of ``reference``.
+        model: the rounded model, on ``device``; its statistics and biases are still those of ``reference``.
         reference: the full-precision model, on ``device``; left as it was. Both must be in evaluation mode.
         store: the prepared data; un-augmented images of its train split are read.
         samples: how many images, drawn by ``seed``; all where there are fewer.
@@ -59,16 +65,17 @@ def correct_batch_norm(
         seed: of the draw.
 
     Returns:
-        How many layers were corrected; 0 for a model without batch norm, which stays as it is.
+        How many layers were corrected.
 
     Raises ``UserError`` for fewer than two images: one has no variance.
     """
-    pairs = [_Pair(old, new) for old, new in zip(_layers(reference), _layers(model), strict=True)]
-    if not pairs:
-        return 0
+    pairs: list[_Norm | _Bias] = [
+        *(_Norm(old, new) for old, new in zip(_norms(reference), _norms(model), strict=True)),
+        *(_Bias(old, new) for old, new in zip(_biased(reference), _biased(model), strict=True)),
+    ]
     rows = np.random.default_rng(seed).permutation(store.indices("train"))[:samples]
     if len(rows) < 2:
-        raise UserError(f"quantize.calibrate_batch_norm: got {len(rows)} images; allowed: 2 or more of the train split")
+        raise UserError(f"quantize.correction_images: got {len(rows)} images; allowed: 2 or more of the train split")
     hooks = [hook for pair in pairs for hook in pair.hooks()]
     try:
         with torch.no_grad():
@@ -83,7 +90,7 @@ def correct_batch_norm(
     return len(pairs)
 
 
-class _Pair:
+class _Norm:
     """One batch-norm layer before and after rounding, and sums over what both were given."""
 
     def __init__(self, old: _BatchNorm, new: _BatchNorm) -> None:
@@ -119,9 +126,51 @@ class _Pair:
         spread.copy_(ratio.square() * self.variance)
 
 
-def _layers(model: nn.Module) -> list[_BatchNorm]:
+class _Bias:
+    """One layer with a bias before and after rounding, and the sums of what both put out."""
+
+    def __init__(self, old: Layer, new: Layer) -> None:
+        self.old, self.new = old, new
+        self.bias = _bias(old).detach().double().clone()
+        self.given = torch.empty(0)
+        self.count = 0
+        self.lost = torch.zeros_like(self.bias)
+
+    def hooks(self) -> list[torch.utils.hooks.RemovableHandle]:
+        """Watch the outputs of both layers."""
+        return [self.old.register_forward_hook(self._before), self.new.register_forward_hook(self._after)]
+
+    def _sum(self, output: Tensor) -> tuple[Tensor, int]:
+        values = _channels(output if isinstance(self.old, nn.Conv2d) else output.flatten(0, -2))
+        return values.sum(dim=1), values.shape[1]
+
+    def _before(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.given = self._sum(output)[0]
+
+    def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        total, count = self._sum(output)
+        moved = _bias(self.new).double() - self.bias
+        self.count += count
+        self.lost += self.given - (total - moved * count)
+        bias = self.bias + self.lost / self.count
+        step = (bias - self.bias - moved).to(output.dtype)
+        _bias(self.new).copy_(bias)
+        return output + (step[:, None, None] if isinstance(self.old, nn.Conv2d) else step)
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
     found = (module for module in model.modules() if isinstance(module, _BatchNorm))
     return [layer for layer in found if layer.running_mean is not None]
+
+
+def _biased(model: nn.Module) -> list[Layer]:
+    return [layer for layer in quantizable_layers(model).values() if layer.bias is not None]
+
+
+def _bias(layer: Layer) -> Tensor:
+    if layer.bias is None:
+        raise ValueError("bias: got a layer without one; allowed: one that has a bias")
+    return layer.bias
 
 
 def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
