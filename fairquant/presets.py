@@ -72,7 +72,7 @@ _TUNED: dict[str, Setting] = {"quant_mode": "fair_static_qat", "quantize.fairnes
 _FAIR: dict[str, Setting] = {"quantize.fairness_loss": "gap"}
 _PRICED: dict[str, Setting] = {
     "importance_metric": "fisher",
-    "reducer": "max",
+    "reducer": "cvar",
     "allocator": "optimal",
     "quantize.scale": "weighted",
     "quantize.correction_images": 2048,
@@ -145,7 +145,7 @@ _ALL = (
     ),  # fmt: skip
     _preset(
         "ours_static",
-        "widths of least predicted loss of the worst group within budget, not fine-tuned",
+        "widths of least predicted loss of the worst half of the groups within budget, not fine-tuned",
         "docs/method.md",
         _PRICED,
         {"quant_mode": "fair_static"},

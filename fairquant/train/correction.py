@@ -3,22 +3,23 @@
 Rounding shifts and scales what a layer puts out; the running mean and variance of the full-precision model no longer
 fit, and the error grows from layer to layer. Measuring what changed needs forward passes over some training images, no
 labels and no gradients (Sun et al. 2019, "Hybrid 8-bit Floating Point Training and Inference for Deep Neural Networks",
-NeurIPS, section 3; Finkelstein, Almog & Grobman 2019, arXiv 1906.03193; Nagel et al. 2019, arXiv 1906.04721, section 4.2,
-on the bias).
+NeurIPS, section 3; Finkelstein, Almog & Grobman 2019, arXiv 1906.03193; Nagel et al. 2019, arXiv 1906.04721, section
+4.2, on the bias).
 
-**Batch norm.** With x the input of a layer before rounding and y after it, for the same images, the layer is given the statistics with
-which what it puts out comes closest to what it put out before, in the least squares, channel by channel:
+**Batch norm.** With x the input of a layer before rounding and y after it, for the same images, the layer is given the
+statistics with which what it puts out comes closest to what it put out before, in the least squares, channel by
+channel:
 
     running mean ← m_y + r · (running mean − m_x)     running variance ← r² · running variance     r = var y / cov(x, y)
 
-(1/r is the slope of the regression of x on y.) A channel that rounding turned into noise is damped, not blown up to the
-variance it had; one that it shrank is stretched. The running statistics are corrected, not replaced: they come from a
-whole training with augmentation, and replacing them by those of some plain images changes the predictions of a model
-that was not rounded at all. This way nothing rounded is nothing changed.
+(1/r is the slope of the regression of x on y, taken between ½ and 2.) A channel that rounding turned into noise is
+damped, not blown up to the variance it had; one that it shrank is stretched. The running statistics are corrected, not
+replaced: they come from a whole training with augmentation, and replacing them by those of some plain images changes
+the predictions of a model that was not rounded at all. This way nothing rounded is nothing changed.
 
 **Biases.** A convolution or linear layer with a bias gets back the mean that its output had: bias ← bias + (m_x − m_y),
-m over images and positions. The classifier has no batch norm behind it, and a rectifier turns lost variance into a shift of
-every logit; models without batch norm have nothing else.
+m over images and positions. The classifier has no batch norm behind it, and a rectifier turns lost variance into a
+shift of every logit; models without batch norm have nothing else.
 
 Both models run in evaluation mode, side by side. Each layer of the rounded one is corrected, by all batches so far,
 before it passes a batch on, so that later layers see what they will see.
@@ -39,8 +40,8 @@ from fairquant.models.layers import Layer, quantizable_layers
 
 BATCH = 64
 """Images per batch: the inputs of all layers are held for one batch."""
-LARGEST = 1e3
-"""Of r: a channel that has nothing to do with what it was is damped to a thousandth."""
+LARGEST = 2.0
+"""Of r and 1/r: beyond a factor of two, what a channel did on these images says little about others."""
 
 
 def correct(
@@ -119,7 +120,7 @@ class _Norm:
         """Set the new layer's running statistics by what was seen so far."""
         x, y, xy, yy = (total / self.count for total in self.sums)
         variance, covariance = yy - y * y, xy - x * y
-        ratio = torch.where(covariance * LARGEST > variance, variance / covariance, LARGEST)
+        ratio = torch.where(covariance > 0, variance / covariance, LARGEST).clamp(1 / LARGEST, LARGEST)
         ratio = torch.where(variance > 0, ratio, 1.0)  # a constant puts out the same whatever it is divided by
         mean, spread = _running(self.new)
         mean.copy_(self.mean + y - ratio * x)

@@ -1,4 +1,4 @@
-"""A full-precision model becomes a quantized one: quantizers on its layers, batch norm corrected if asked for."""
+"""A full-precision model becomes a quantized one: quantizers on its layers, corrected if asked for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def round_model(
     """Attach quantizers of widths ``bits`` to ``model`` on ``device``, in place; no weight is trained.
 
     Step sizes that came with the widths are used as they are, others measured by ``section.scale``. Where
-    ``section.correction_images`` asks for it, and some weight is rounded, batch-norm statistics are corrected.
+    ``section.correction_images`` asks for it, and some weight is rounded, batch norm and biases are corrected.
     The model ends in evaluation mode. Raises ``ArtifactError`` for widths of another model.
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

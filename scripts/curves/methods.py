@@ -2,8 +2,8 @@
 
 ``levels_*`` is the published allocation (FairQuant, arXiv 2602.23192: grape importance, three widths by rank, absmax
 step sizes); ``optimal_*`` minimises the predicted loss within the byte limit; ``ours`` is the preset. ``*_mse`` are the
-baselines with the step sizes that ``optimal_*`` has, and ``*_cal`` have batch-norm statistics measured anew besides, as
-``ours`` has, so that what comes from the allocation, the step sizes and the statistics can be told apart.
+baselines with the step sizes that ``optimal_*`` has, and ``*_cal`` have batch norm and biases corrected
+besides, as ``ours`` has, so that what comes from allocation, step sizes and correction can be told apart.
 """
 
 from __future__ import annotations
