@@ -19,7 +19,7 @@ from scripts import stage_deps
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "errors", "plugins", "config", "presets", "artifacts", "devices", "predictions", "data", "models", "importance",
-    "reduce", "allocate", "cost", "quantize", "train", "assign", "modes", "evaluate", "report", "stage", "check",
+    "reduce", "allocate", "cost", "quantize", "train", "evaluate", "assign", "modes", "report", "stage", "check",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report")
 TORCH_FREE = (

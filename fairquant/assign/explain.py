@@ -116,5 +116,10 @@ def _point(
     for index, group in enumerate(groups):
         row: Row = {**head, "group": group, "predicted": float(spent.totals[index])}
         if measured is not None:
-            row |= {"measured": float(measured.increase[index]), "accuracy": float(measured.accuracy[index])}
+            row |= {"measured": _cell(measured.increase[index]), "accuracy": _cell(measured.accuracy[index])}
         yield row
+
+
+def _cell(value: float) -> float | str:
+    """Return a number, or an empty cell where it is undefined: a group without validation samples."""
+    return "" if np.isnan(value) else float(value)

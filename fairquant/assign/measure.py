@@ -55,8 +55,7 @@ class Validation:
         part = self._predict(model)
         right = part.logits.argmax(axis=1) == part.labels
         marks = self._marks(part)
-        accuracy = np.array([right[marks == group].mean() for group in range(self.n_groups)])
-        return Measured(self._losses(part) - self.reference, accuracy)
+        return Measured(self._losses(part) - self.reference, self._means(right.astype(np.float64), marks))
 
     def _marks(self, part: SplitPredictions) -> npt.NDArray[np.int64]:
         return part.groups if self.by == "group" else part.labels
@@ -68,7 +67,12 @@ class Validation:
 
         logits, labels = torch.from_numpy(part.logits).double(), torch.from_numpy(part.labels)
         each, marks = cross_entropy(logits, labels, reduction="none").numpy(), self._marks(part)
-        return np.array([each[marks == group].mean() for group in range(self.n_groups)])
+        return self._means(each, marks)
+
+    def _means(self, values: npt.NDArray[np.float64], marks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the mean of each group's values (G,), NaN for a group without samples."""
+        groups = [values[marks == group] for group in range(self.n_groups)]
+        return np.array([group.mean() if group.size else np.nan for group in groups])
 
     def _predict(self, model: nn.Module) -> SplitPredictions:
         from fairquant.train.predict import predict

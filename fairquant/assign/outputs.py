@@ -16,6 +16,7 @@ from fairquant.assign.run import Assignment
 from fairquant.config import Config
 from fairquant.cost.summary import summarise_bits
 from fairquant.errors import ArtifactError
+from fairquant.evaluate.summary import metric_keys
 from fairquant.importance.maps import ImportanceMaps
 
 CURVE_COLUMNS = ("budget", "avg_bits", "packed_mb", "group", "predicted", "measured", "accuracy")
@@ -68,8 +69,8 @@ def _predicted(spent: Spent, groups: tuple[str, ...]) -> dict[str, Any]:
         "objective": spent.value,
         "bound": spent.bound,
         "gap": spent.gap,
-        "loss": dict(zip(groups, spent.totals.tolist(), strict=True)),
-        "weight": dict(zip(groups, spent.group_weights.tolist(), strict=True)),
+        "loss": dict(zip(metric_keys(groups), spent.totals.tolist(), strict=True)),
+        "weight": dict(zip(metric_keys(groups), spent.group_weights.tolist(), strict=True)),
         "price": dict(spent.prices),
     }
 
