@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairquant import plugins
-from fairquant.assign.run import assign_bits
 from fairquant.allocate.bitmap import BitMap
+from fairquant.assign.run import assign_bits
 from fairquant.config.load import parse_config
 from fairquant.cost.summary import bit_distribution, summarise_bits
 from fairquant.data.batches import iterate

@@ -14,7 +14,9 @@ from fairquant.config.load import check_groups, parse_config
 from fairquant.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-TUNED = ("uniform4_ft", "uniform8_ft", "hawq", "fairgrape", "fairquantize", "fq_qat", "fq_iterative", "fq_baq")
+PUBLISHED = ("uniform4_ft", "uniform8_ft", "hawq", "fairgrape", "fairquantize", "fq_qat", "fq_iterative", "fq_baq")
+TUNED = (*PUBLISHED, "ours")
+OURS = ("ours_static", "ours")
 
 
 def params_of(name: str, **changes: object) -> dict[str, object]:
@@ -67,11 +69,37 @@ def test_uniform_presets_are_one_width(bits):
     assert (tuned.quant_mode, tuned.allocator, tuned.assign.uniform_bits) == ("fair_static_qat", "uniform", bits)
 
 
-def test_only_ours_take_the_fairness_loss():
-    weights = {name: parse_config(params_of(name)).quantize.fairness_weight for name in TUNED}
-    ours = {"fq_qat", "fq_iterative", "fq_baq"}
-    assert {name for name, weight in weights.items() if weight > 0} == ours
-    assert {parse_config(params_of(name)).quantize.fairness_loss for name in sorted(ours)} == {"gap"}
+@pytest.mark.parametrize(("name", "mode"), [("ours_static", "fair_static"), ("ours", "fair_static_qat")])
+def test_ours_spend_a_budget_on_the_worst_groups(name, mode):
+    config = parse_config(params_of(name))
+    assert (config.importance_metric, config.reducer, config.allocator) == ("fisher", "cvar", "optimal")
+    assert config.quant_mode == mode
+    assert (config.quantize.scale, config.quantize.correction_images) == ("weighted", 2048)
+
+
+def test_ours_is_ours_static_fine_tuned():
+    static, tuned = (presets.get(name).settings for name in OURS)
+    assert set(static) < set(tuned)
+    assert {key for key in static if tuned[key] != static[key]} == {"quant_mode"}
+    more = {key: value for key, value in tuned.items() if key not in static}
+    assert more == {
+        "quantize.fairness_loss": "compression_drop",
+        "quantize.fairness_weight": 1,
+        "quantize.distill.weight": 4,
+        "quantize.distill.temperature": 2,
+    }
+
+
+def test_who_takes_a_fairness_loss_and_which():
+    sections = {name: parse_config(params_of(name)).quantize for name in TUNED}
+    fair = {name: section.fairness_loss for name, section in sections.items() if section.fairness_weight > 0}
+    assert fair == {**dict.fromkeys(("fq_qat", "fq_iterative", "fq_baq"), "gap"), "ours": "compression_drop"}
+
+
+def test_only_ours_is_distilled_and_corrected_by_itself():
+    sections = {name: parse_config(params_of(name)).quantize for name in presets.PRESETS}
+    assert {name for name, section in sections.items() if section.distill.weight > 0} == {"ours"}
+    assert {name for name, section in sections.items() if section.correction_images > 0} == set(OURS)
 
 
 def test_no_preset_depends_on_what_params_yaml_chooses():
@@ -87,10 +115,25 @@ def test_no_preset_depends_on_what_params_yaml_chooses():
                 assert (here.reducer, here.importance_metric) == (there.reducer, there.importance_metric)
 
 
+def test_ours_depend_on_params_yaml_the_least():
+    """A step-size method of their own, which other presets' modes may not know, and all that fine-tuning adds."""
+    other = {
+        "quantize.scale": "mse", "quantize.correction_images": 7, "quantize.fairness_loss": "none",
+        "quantize.fairness_weight": 0.5, "quantize.distill.weight": 9, "quantize.distill.temperature": 3,
+    }  # fmt: skip
+    here, there = (parse_config(params_of("ours", **changes)) for changes in ({}, other))
+    assert here == there
+    static = parse_config(params_of("ours_static", **other))
+    assert (static.quantize.scale, static.quantize.correction_images) == ("weighted", 2048)
+
+
 def test_budget_epochs_and_data_stay_the_users():
-    shared = ("assign.bits", "assign.levels", "granularity", "quantize.epochs", "quantize.lr", "quantize.scale")
-    for preset in presets.PRESETS.values():
+    shared = ("assign.bits", "assign.levels", "granularity", "quantize.epochs", "quantize.lr")
+    steps = ("quantize.scale", "quantize.correction_images")  # ours chooses them with the widths
+    for name, preset in presets.PRESETS.items():
         assert not set(shared) & set(preset.settings)
+        assert set(steps) & set(preset.settings) == (set(steps) if name in OURS else set())
+        assert not [key for key in preset.settings if key.startswith(("budget", "assign.optimal"))]
         assert not [key for key in preset.settings if key.startswith(("data", "model", "pretrain", "seed"))]
 
 
@@ -119,6 +162,11 @@ def test_command_line(capsys):
     assert presets.main(["uniform4_ft"]) == 0
     assert capsys.readouterr().out == (
         "-S allocator=uniform -S assign.uniform_bits=4 -S quant_mode=fair_static_qat -S quantize.fairness_weight=0\n"
+    )
+    assert presets.main(["ours_static"]) == 0
+    assert capsys.readouterr().out == (
+        "-S importance_metric=fisher -S reducer=cvar -S allocator=optimal -S quantize.scale=weighted "
+        "-S quantize.correction_images=2048 -S quant_mode=fair_static\n"
     )
     assert presets.main(["fairquantize"]) == 0
     assert "-S 'assign.reducers.subtractive.unprivileged=<group>'" in capsys.readouterr().out

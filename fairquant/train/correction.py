@@ -42,6 +42,8 @@ BATCH = 64
 """Images per batch: the inputs of all layers are held for one batch."""
 LARGEST = 2.0
 """Of r and 1/r: beyond a factor of two, what a channel did on these images says little about others."""
+CONSTANT = 1e-12
+"""A channel's variance over its mean square at which it is a constant with rounding error of the sums."""
 
 
 def correct(
@@ -66,7 +68,7 @@ def correct(
         seed: of the draw.
 
     Returns:
-        How many layers were corrected.
+        How many layers were corrected: those the images passed through.
 
     Raises ``UserError`` for fewer than two images: one has no variance.
     """
@@ -88,7 +90,7 @@ def correct(
     finally:
         for hook in hooks:
             hook.remove()
-    return len(pairs)
+    return sum(pair.count > 0 for pair in pairs)
 
 
 class _Norm:
@@ -97,7 +99,7 @@ class _Norm:
     def __init__(self, old: _BatchNorm, new: _BatchNorm) -> None:
         self.old, self.new = old, new
         self.mean, self.variance = (value.double().clone() for value in _running(old))
-        self.given = torch.empty(0)
+        self.given: list[Tensor] = []  # one for each use of the layer in a forward pass
         self.count = 0
         self.sums = [torch.zeros_like(self.mean) for _ in range(4)]
 
@@ -106,11 +108,11 @@ class _Norm:
         return [self.old.register_forward_pre_hook(self._before), self.new.register_forward_pre_hook(self._after)]
 
     def _before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.given = inputs[0]
+        self.given.append(inputs[0].clone())  # a model may go on to add to it in place
 
     def _after(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x, y = (_channels(value) - self.mean[:, None] for value in (self.given, inputs[0]))  # near 0: sums of squares
-        self.given = torch.empty(0)
+        given = self.given.pop(0)
+        x, y = (_channels(value) - self.mean[:, None] for value in (given, inputs[0]))  # near 0: sums of squares
         self.count += x.shape[1]
         for total, value in zip(self.sums, (x, y, x * y, y * y), strict=True):
             total += value.sum(dim=1)
@@ -121,7 +123,7 @@ class _Norm:
         x, y, xy, yy = (total / self.count for total in self.sums)
         variance, covariance = yy - y * y, xy - x * y
         ratio = torch.where(covariance > 0, variance / covariance, LARGEST).clamp(1 / LARGEST, LARGEST)
-        ratio = torch.where(variance > 0, ratio, 1.0)  # a constant puts out the same whatever it is divided by
+        ratio = torch.where(variance > CONSTANT * yy, ratio, 1.0)  # a constant comes out the same, divided by whatever
         mean, spread = _running(self.new)
         mean.copy_(self.mean + y - ratio * x)
         spread.copy_(ratio.square() * self.variance)
@@ -133,7 +135,7 @@ class _Bias:
     def __init__(self, old: Layer, new: Layer) -> None:
         self.old, self.new = old, new
         self.bias = _bias(old).detach().double().clone()
-        self.given = torch.empty(0)
+        self.given: list[Tensor] = []  # sums, one for each use of the layer in a forward pass
         self.count = 0
         self.lost = torch.zeros_like(self.bias)
 
@@ -146,13 +148,13 @@ class _Bias:
         return values.sum(dim=1), values.shape[1]
 
     def _before(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.given = self._sum(output)[0]
+        self.given.append(self._sum(output)[0])
 
     def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         total, count = self._sum(output)
         moved = _bias(self.new).double() - self.bias
         self.count += count
-        self.lost += self.given - (total - moved * count)
+        self.lost += self.given.pop(0) - (total - moved * count)
         bias = self.bias + self.lost / self.count
         step = (bias - self.bias - moved).to(output.dtype)
         _bias(self.new).copy_(bias)

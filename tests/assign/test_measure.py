@@ -13,7 +13,7 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.assign.measure import Validation
 from fairquant.config import Config
 from fairquant.quantize.attach import quantize_model, quantizers
-from fairquant.train.batch_norm import correct_batch_norm
+from fairquant.train.correction import correct
 from fairquant.train.predict import predict
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_by_hand(model, store, by, marks, samples):
     quantize_model(rounded, BITS, scale="mse")
     rounded.eval()
     if samples:
-        correct_batch_norm(rounded, copy.deepcopy(model).eval(), store, samples=30, device=CPU, seed=5)
+        correct(rounded, copy.deepcopy(model).eval(), store, samples=30, device=CPU, seed=5)
     loss, accuracy = by_hand(rounded, store, marks)
     found = measure(BITS)
     np.testing.assert_allclose(found.increase, loss - reference[0], rtol=1e-3, atol=1e-5)

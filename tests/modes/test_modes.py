@@ -17,7 +17,7 @@ from fairquant.errors import ConfigError, UserError
 from fairquant.modes import with_start
 from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, quantizers, scale_tables
 from fairquant.train import loop, refresh
-from fairquant.train.batch_norm import correct_batch_norm
+from fairquant.train.correction import correct
 
 MODES = plugins.names("mode")
 CPU = torch.device("cpu")
@@ -257,25 +257,30 @@ class TestIterativeQat:
 
 
 class TestRounding:
-    """What every mode that rounds the assigned widths makes of batch norm and of step sizes chosen with the widths."""
+    """What modes that round the assigned widths make of batch norm, biases and step sizes chosen with the widths."""
 
     STEPS = {"0": np.float32([[0.3], [0.1], [0.01], [0.2], [0.05], [0.02]]), "4": np.float32([[0.07], [0.003]])}
 
-    def statistics(self, model):
-        batch_norm = model[1]
-        return torch.cat([batch_norm.running_mean, batch_norm.running_var])
+    def corrected(self, model):
+        """Return what the correction may change: statistics of batch norm and biases."""
+        return torch.cat([model[1].running_mean, model[1].running_var, model[0].bias, model[4].bias]).detach()
 
-    def test_batch_norm_is_corrected_where_asked(self, make_job):
+    def test_batch_norm_and_biases_are_corrected_where_asked(self, make_job):
         quantize = plugins.load("mode", "fair_static").quantize
-        before = self.statistics(make_job().model)
-        assert torch.equal(self.statistics(quantize(make_job()).model), before)
-        found = self.statistics(quantize(make_job(correction_images=30)).model)
+        before = self.corrected(make_job().model)
+        assert torch.equal(self.corrected(quantize(make_job()).model), before)
+        found = self.corrected(quantize(make_job(correction_images=30)).model)
         assert not torch.allclose(found, before, rtol=0.001)
         job = make_job()
         model = copy.deepcopy(job.model)
         quantize_model(model, job.bits)
-        correct_batch_norm(model.eval(), make_job().model.eval(), job.store, samples=30, device=CPU, seed=0)
-        torch.testing.assert_close(found, self.statistics(model), rtol=1e-5, atol=1e-6)
+        correct(model.eval(), make_job().model.eval(), job.store, samples=30, device=CPU, seed=0)
+        torch.testing.assert_close(found, self.corrected(model), rtol=1e-5, atol=1e-6)
+
+    def test_full_precision_has_nothing_to_correct(self, make_job):
+        before = self.corrected(make_job().model)
+        result = plugins.load("mode", "none").quantize(make_job(correction_images=30))
+        assert torch.equal(self.corrected(result.model), before)
 
     @pytest.mark.parametrize("mode", MODES)
     def test_every_mode_runs_with_it(self, mode, make_job):

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from fairquant import plugins
 from fairquant.allocate.bitmap import BitMap
 from fairquant.config.load import parse_config
+from fairquant.data.store import Store
 from fairquant.errors import ArtifactError
 from fairquant.models.build import build
-from fairquant.models.io import save_model
+from fairquant.models.io import load_model, save_model
 from fairquant.models.layers import quantizable_layers
 from fairquant.models.spec import ModelSpec
-from fairquant.quantize.state import load_quantized
+from fairquant.modes import QuantizeJob
+from fairquant.quantize.state import load_quantized, plain_state
 from stages import quantize
 
 
@@ -41,6 +44,29 @@ def test_writes_every_output(project, mode):
     assert len(curve) == 2 and curve[0].startswith("epoch,lr,train_loss")
     assert "light" in (project / "plots/quantize/training.log").read_text()
     assert not (project / ".fairquant").exists()
+
+
+@pytest.mark.parametrize("mode", ["fair_static", "none"])
+def test_a_corrected_model_is_saved_bit_for_bit(project, mode):
+    widths = {name: np.full_like(width, 3) for name, width in BitMap.load("models/bits.safetensors").layers.items()}
+    BitMap("per_channel", widths).save("models/bits.safetensors")
+    states, models = {}, {}
+    for images in (0, 16):
+        config = parse_config({"quant_mode": mode, "quantize": {"correction_images": images}, "device": "cpu"})
+        quantize.main(config)
+        models[images], _, _ = load_quantized("models/quantized.safetensors")
+        states[images] = plain_state(models[images])
+    full, _ = load_model("models/pretrained.safetensors")
+    job = QuantizeJob.of(config, model=full, store=Store.open(), bits=BitMap("per_channel", widths), roles={})
+    kept = plugins.load("mode", mode).quantize(job).model
+    assert all(torch.equal(value, states[16][name]) for name, value in plain_state(kept).items())
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(models[16].to(memory_format=torch.channels_last)(pixels), kept(pixels))
+    changed = {name for name, value in states[16].items() if not torch.equal(value, states[0][name])}
+    statistics = {name for name in states[0] if name.endswith(("running_mean", "running_var"))}
+    biases = {f"{name}.bias" for name, layer in quantizable_layers(kept).items() if layer.bias is not None}
+    assert biases and changed == (statistics | biases if mode == "fair_static" else set())
 
 
 def test_bits_of_another_model(project):

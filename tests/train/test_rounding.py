@@ -1,4 +1,4 @@
-"""Rounding a model: quantizers, the step sizes that came with the widths, and batch norm corrected."""
+"""Rounding a model: quantizers, the step sizes that came with the widths, and the correction behind them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 
 from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import QuantizeSection
-from fairquant.errors import ArtifactError
+from fairquant.errors import ArtifactError, UserError
 from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, scale_tables
-from fairquant.train.batch_norm import correct_batch_norm
+from fairquant.quantize.state import plain_state
+from fairquant.train.correction import correct
 from fairquant.train.rounding import round_model
 
 CPU = torch.device("cpu")
@@ -57,21 +58,45 @@ def test_step_sizes_of_another_model_are_refused(network, store):
         rounded(network, store, BitMap("per_channel", WIDTHS, steps), scale="weighted")
 
 
+CORRECTED = ("0.bias", "1.running_mean", "1.running_var", "5.bias")
+
+
 @pytest.mark.parametrize("samples", [0, 20])
-def test_batch_norm_is_corrected_for_the_rounding_if_asked_for(network, store, samples):
+def test_batch_norm_and_biases_are_corrected_if_asked_for(network, store, samples):
     model = rounded(network, store, BitMap("per_channel", WIDTHS), scale="mse", correction_images=samples)
-    expected = network()
+    before, expected = network().state_dict(), network()
     quantize_model(expected, BitMap("per_channel", WIDTHS), scale="mse")
     if samples:
-        correct_batch_norm(expected.eval(), network().eval(), store, samples=20, device=CPU, seed=3)
-        assert not torch.allclose(expected[1].running_mean, network()[1].running_mean, rtol=0.01)
-    torch.testing.assert_close(model[1].running_mean, expected[1].running_mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(model[1].running_var, expected[1].running_var, rtol=1e-5, atol=1e-6)
+        assert correct(expected.eval(), network().eval(), store, samples=20, device=CPU, seed=3) == 3
+    for name in CORRECTED:
+        value, other = model.state_dict()[name], expected.state_dict()[name]
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(value, before[name], rtol=0.001) == (samples == 0), name
+    for name, value in model.state_dict().items():
+        if name in before and name not in CORRECTED:
+            assert torch.equal(value, before[name]), name
 
 
-def test_full_precision_keeps_its_statistics(network, store):
-    before = copy.deepcopy(network().state_dict())
+def test_step_sizes_that_came_along_are_corrected_for(network, store):
+    bits = BitMap("per_channel", WIDTHS, STEPS)
+    model, plain = (rounded(network, store, bits, scale="weighted", correction_images=n) for n in (20, 0))
+    expected = copy.deepcopy(plain)
+    correct(expected, network().eval(), store, samples=20, device=CPU, seed=3)
+    for name in CORRECTED:
+        torch.testing.assert_close(model.state_dict()[name], expected.state_dict()[name], rtol=1e-5, atol=1e-6)
+    for name, table in scale_tables(model).items():
+        np.testing.assert_array_equal(table.detach().numpy(), STEPS[name])
+
+
+def test_one_image_is_refused(network, store):
+    line = "^quantize.correction_images: got 1 images; allowed: 2 or more of the train split$"
+    with pytest.raises(UserError, match=line):
+        rounded(network, store, BitMap("per_channel", WIDTHS), correction_images=1)
+
+
+def test_full_precision_is_kept_bit_for_bit(network, store):
+    before = network().state_dict()
     shapes = {"0": (6, 3, 3, 3), "5": (2, 54)}
     model = rounded(network, store, BitMap.filled(shapes, 32), correction_images=20)
-    for name in ("1.running_mean", "1.running_var"):
-        assert torch.equal(model.get_buffer(name), before[name])
+    for name, value in plain_state(model).items():
+        assert torch.equal(value, before[name]), name
