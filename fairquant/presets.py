@@ -56,6 +56,9 @@ def _preset(name: str, meaning: str, source: str, *parts: Mapping[str, Setting],
     return Preset(name, meaning, source, MappingProxyType(merged), needs)
 
 
+_UNDISTILLED: dict[str, Setting] = {"quantize.distill.weight": 0}
+
+
 def _uniform(bits: int) -> dict[str, Setting]:
     return {"quant_mode": "uniform", "quantize.uniform_bits": bits}
 
@@ -68,11 +71,12 @@ def _levels(importance: str, reducer: str) -> dict[str, Setting]:
     return {"importance_metric": importance, "reducer": reducer, "allocator": "levels"}
 
 
-_TUNED: dict[str, Setting] = {"quant_mode": "fair_static_qat", "quantize.fairness_weight": 0}
-_FAIR: dict[str, Setting] = {"quantize.fairness_loss": "gap"}
+_TUNED: dict[str, Setting] = {"quant_mode": "fair_static_qat", "quantize.fairness_weight": 0, **_UNDISTILLED}
+_FAIR: dict[str, Setting] = {"quantize.fairness_loss": "gap", **_UNDISTILLED}
 _PRICED: dict[str, Setting] = {
     "importance_metric": "fisher",
     "reducer": "cvar",
+    "assign.reducers.cvar.alpha": 0.5,
     "allocator": "optimal",
     "quantize.scale": "weighted",
     "quantize.correction_images": 2048,

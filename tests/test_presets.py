@@ -161,12 +161,13 @@ def test_command_line(capsys):
     assert [line.split()[0] for line in lines] == list(presets.PRESETS)
     assert presets.main(["uniform4_ft"]) == 0
     assert capsys.readouterr().out == (
-        "-S allocator=uniform -S assign.uniform_bits=4 -S quant_mode=fair_static_qat -S quantize.fairness_weight=0\n"
+        "-S allocator=uniform -S assign.uniform_bits=4 -S quant_mode=fair_static_qat -S quantize.fairness_weight=0 "
+        "-S quantize.distill.weight=0\n"
     )
     assert presets.main(["ours_static"]) == 0
     assert capsys.readouterr().out == (
-        "-S importance_metric=fisher -S reducer=cvar -S allocator=optimal -S quantize.scale=weighted "
-        "-S quantize.correction_images=2048 -S quant_mode=fair_static\n"
+        "-S importance_metric=fisher -S reducer=cvar -S assign.reducers.cvar.alpha=0.5 -S allocator=optimal "
+        "-S quantize.scale=weighted -S quantize.correction_images=2048 -S quant_mode=fair_static\n"
     )
     assert presets.main(["fairquantize"]) == 0
     assert "-S 'assign.reducers.subtractive.unprivileged=<group>'" in capsys.readouterr().out
