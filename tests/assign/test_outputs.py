@@ -16,6 +16,7 @@ from fairquant.assign.run import assign
 from fairquant.config import Config
 from fairquant.cost.summary import summarise_bits, to_csv
 from fairquant.errors import ArtifactError
+from fairquant.evaluate.summary import metric_keys
 from fairquant.importance.maps import ImportanceMaps
 from fairquant.models.build import build
 from fairquant.models.io import save_model
@@ -95,13 +96,13 @@ def test_metrics(case, tmp_path):
     predicted = reports.metrics["predicted"]
     assert set(reports.metrics) == {*plain, "predicted"}
     assert list(predicted) == ["objective", "bound", "gap", "loss", "weight", "price"]
-    assert predicted["loss"] == dict(zip(GROUPS, found.spent.totals.tolist(), strict=True))
+    assert predicted["loss"] == dict(zip(metric_keys(GROUPS), found.spent.totals.tolist(), strict=True))
     assert predicted["objective"] == max(predicted["loss"].values())
     assert predicted["bound"] <= predicted["objective"] and 0 <= predicted["gap"] <= 0.001
     assert predicted["gap"] == pytest.approx(1 - predicted["bound"] / predicted["objective"], abs=1e-9)
     assert sum(predicted["weight"].values()) == pytest.approx(1) and set(predicted["price"]) == {"avg_bits"}
     write_json(tmp_path / "bits.json", reports.metrics)
-    assert json.loads((tmp_path / "bits.json").read_text())["predicted"]["loss"].keys() == set(GROUPS)
+    assert json.loads((tmp_path / "bits.json").read_text())["predicted"]["loss"].keys() == set(metric_keys(GROUPS))
 
 
 @pytest.mark.parametrize("groups", [GROUPS, CLASSES], ids=["group", "class"])
