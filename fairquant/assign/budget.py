@@ -96,9 +96,10 @@ def prices(
     """Return costs and limits of every budget that is given; layers are those not in ``held``, in model order."""
     free = [name for name in info.shapes if name not in held]
     numbers = {name: math.prod(unit_shape(granularity, shape)) for name, shape in info.shapes.items()}
+    model = _Model(info, free, numbers, np.array(widths), held, reserve)
     makers = {"avg_bits": _average, "size_mb": _packed, "gbops": _operations}
     rows = [
-        (key, *maker(float(getattr(budget, key)), info, free, numbers, np.array(widths), held, reserve))
+        (key, *maker(float(getattr(budget, key)), model))
         for key, maker in makers.items()
         if getattr(budget, key) is not None
     ]
@@ -119,63 +120,53 @@ _Row = tuple[Floats, float, float, float]
 _Widths = npt.NDArray[np.int_]
 
 
+@dataclass(frozen=True)
+class _Model:
+    """What costs are counted from: ``free`` layers, ``numbers`` of units by layer, ``held`` layer → width."""
+
+    info: ModelInfo
+    free: Sequence[str]
+    numbers: Mapping[str, int]
+    widths: _Widths
+    held: Mapping[str, int]
+    reserve: Reserve
+
+
 def _table(rows: Sequence[npt.ArrayLike], widths: _Widths) -> Floats:
     """Return rows of costs as (n_layers, W), also without any."""
     return np.array(rows, np.float64).reshape(len(rows), len(widths))
 
 
-def _average(
-    limit: float,
-    info: ModelInfo,
-    free: Sequence[str],
-    numbers: Mapping[str, int],
-    widths: _Widths,
-    held: Mapping[str, int],
-    reserve: Reserve,
-) -> _Row:
+def _average(limit: float, model: _Model) -> _Row:
     """Bits of weights; the limit is the average times the number of weights."""
-    sizes = {name: math.prod(shape) for name, shape in info.shapes.items()}
-    costs = _table([sizes[name] // numbers[name] * widths for name in free], widths)
-    fixed = sum(sizes[name] * width for name, width in held.items())
+    sizes = {name: math.prod(shape) for name, shape in model.info.shapes.items()}
+    costs = _table([sizes[name] // model.numbers[name] * model.widths for name in model.free], model.widths)
+    fixed = sum(sizes[name] * width for name, width in model.held.items())
     total = sum(sizes.values())
     return costs, math.floor(Fraction(repr(limit)) * total) - fixed, fixed, 1 / total
 
 
-def _packed(
-    limit: float,
-    info: ModelInfo,
-    free: Sequence[str],
-    numbers: Mapping[str, int],
-    widths: _Widths,
-    held: Mapping[str, int],
-    reserve: Reserve,
-) -> _Row:
+def _packed(limit: float, model: _Model) -> _Row:
     """Bits of the packed file, see ``fairquant.cost.size``."""
-    own = np.array([0 < width < 32 for width in widths.tolist()]) * (SCALE_BITS if reserve.scales is None else 0)
-    code = np.array([reserve.code[width] for width in widths.tolist()])
-    sizes = {name: math.prod(shape) // numbers[name] for name, shape in info.shapes.items()}
-    costs = _table([sizes[name] * widths + own + code for name in free], widths)
+    own = np.array([0 < width < 32 for width in model.widths.tolist()]) * (
+        SCALE_BITS if model.reserve.scales is None else 0
+    )
+    code = np.array([model.reserve.code[width] for width in model.widths.tolist()])
+    sizes = {name: math.prod(shape) // model.numbers[name] for name, shape in model.info.shapes.items()}
+    costs = _table([sizes[name] * model.widths + own + code for name in model.free], model.widths)
     costs = np.maximum.accumulate(costs, axis=1)  # a rare width's long code must not cost more than the next width
-    fixed = 8 * FLOAT_BYTES * info.rest + 8 * TABLE_BYTES * len(reserve.code)
-    fixed += 8 * len(info.shapes) + 8  # each layer's weights, and the map, end on a whole byte
-    for name, width in held.items():
-        scales = info.shapes[name][0] if numbers[name] > 1 else 1
-        fixed += sizes[name] * numbers[name] * width + numbers[name] * reserve.code[width]
+    fixed = 8 * FLOAT_BYTES * model.info.rest + 8 * TABLE_BYTES * len(model.reserve.code)
+    fixed += 8 * len(model.info.shapes) + 8  # each layer's weights, and the map, end on a whole byte
+    for name, width in model.held.items():
+        scales = model.info.shapes[name][0] if model.numbers[name] > 1 else 1
+        fixed += sizes[name] * model.numbers[name] * width + model.numbers[name] * model.reserve.code[width]
         fixed += SCALE_BITS * scales * (0 < width < 32)
-    fixed += SCALE_BITS * sum((reserve.scales or {}).get(name, 0) for name in free)
+    fixed += SCALE_BITS * sum((model.reserve.scales or {}).get(name, 0) for name in model.free)
     return costs, 8 * whole_bytes(limit) - fixed, fixed, 1 / (8 * MEGABYTE)
 
 
-def _operations(
-    limit: float,
-    info: ModelInfo,
-    free: Sequence[str],
-    numbers: Mapping[str, int],
-    widths: _Widths,
-    held: Mapping[str, int],
-    reserve: Reserve,
-) -> _Row:
+def _operations(limit: float, model: _Model) -> _Row:
     """Multiply-accumulates times weight bits; activations count with 32 bits, see ``fairquant.cost.bops``."""
-    costs = _table([info.macs[name] / numbers[name] * widths for name in free], widths)
-    fixed = float(sum(info.macs[name] * width for name, width in held.items()))
+    costs = _table([model.info.macs[name] / model.numbers[name] * model.widths for name in model.free], model.widths)
+    fixed = float(sum(model.info.macs[name] * width for name, width in model.held.items()))
     return costs, float(Fraction(repr(limit)) * 10**9 / ACTIVATION_BITS) - fixed, fixed, ACTIVATION_BITS / 1e9
