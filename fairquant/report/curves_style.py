@@ -37,10 +37,10 @@ class Style:
 def styles(methods: Sequence[str]) -> dict[str, Style]:
     """Return a style for each method; ``a``, ``a_x``, ``a_x_y``: family a, variant x, and y changes how a_x is drawn.
 
-    >>> made = styles(["uniform", "uniform_mse", "levels_max", "levels_max_mse", "levels_max_cal", "optimal_max"])
+    >>> made = styles(["uniform", "uniform_mse", "levels_max", "levels_max_mse", "levels_max_corrected", "optimal_max"])
     >>> made["levels_max"].marker == made["optimal_max"].marker
     True
-    >>> made["levels_max"].dashes, made["levels_max_mse"].dashes, made["levels_max_cal"].dashes
+    >>> made["levels_max"].dashes, made["levels_max_mse"].dashes, made["levels_max_corrected"].dashes
     ('-', '--', ':')
     """
     parts = {name: _parts(name, methods) for name in methods}

@@ -2,7 +2,7 @@
 
 ``levels_*`` is the published allocation (FairQuant, arXiv 2602.23192: grape importance, three widths by rank, absmax
 step sizes); ``optimal_*`` minimises the predicted loss within the byte limit; ``ours`` is the preset. ``*_mse`` are the
-baselines with the step sizes that ``optimal_*`` has, and ``*_cal`` have batch norm and biases corrected
+baselines with the step sizes that ``optimal_*`` has, and ``*_corrected`` have batch norm and biases corrected
 besides, as ``ours`` has, so that what comes from allocation, step sizes and correction can be told apart.
 """
 
@@ -22,7 +22,7 @@ Settings = Mapping[str, Any]
 Budget = Callable[[ModelInfo, float], Settings | None]
 
 REDUCERS = ("max", "mean", "cvar", "balanced")
-CALIBRATED = 2048
+CORRECTED = 2048
 BUDGETS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 UNTUNED: Settings = {"quant_mode": "fair_static"}
 TUNED: Settings = {
@@ -67,10 +67,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "uniform_mse": _uniform("mse"),
         **{f"levels_{reducer}": _levels(reducer, "absmax") for reducer in REDUCERS},
         **{f"levels_{reducer}_mse": _levels(reducer, "mse") for reducer in REDUCERS},
-        "uniform_cal": _uniform("mse", CALIBRATED),
-        **{f"levels_{reducer}_cal": _levels(reducer, "mse", CALIBRATED) for reducer in REDUCERS},
+        "uniform_corrected": _uniform("mse", CORRECTED),
+        **{f"levels_{reducer}_corrected": _levels(reducer, "mse", CORRECTED) for reducer in REDUCERS},
         **{f"optimal_{reducer}": _optimal(reducer) for reducer in REDUCERS},
-        "optimal_max_cal": _optimal("max", "mse", CALIBRATED),
+        "optimal_max_corrected": _optimal("max", "mse", CORRECTED),
         "optimal_max_weighted": _optimal("max", "weighted"),
         "ours": Method(presets.get("ours").settings, budgets.packed, {}),
     }

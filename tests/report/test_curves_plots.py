@@ -37,7 +37,7 @@ def test_families_share_a_colour_and_variants_a_marker():
             "levels_max_mse",
             "optimal_max",
             "optimal_max_mse",
-            "optimal_max_cal",
+            "optimal_max_corrected",
             "ours",
         ]
     )
@@ -45,7 +45,7 @@ def test_families_share_a_colour_and_variants_a_marker():
     assert made["levels_max"].marker == made["levels_max_mse"].marker == made["optimal_max"].marker
     assert made["levels_max"].marker != made["levels_cvar"].marker
     assert (made["uniform"].dashes, made["uniform_mse"].dashes, made["uniform_mse"].face) == ("-", "--", "white")
-    assert made["optimal_max_mse"].face != made["optimal_max_cal"].face  # scatter plots have no dashes
+    assert made["optimal_max_mse"].face != made["optimal_max_corrected"].face  # scatter plots have no dashes
     looks = [(look.colour, look.marker, look.dashes) for look in made.values()]
     assert len(set(looks)) == len(looks)
 
