@@ -15,6 +15,7 @@ from pathlib import Path
 from fairquant.artifacts import write_text
 from fairquant.report.cells import as_markdown, percent, points, with_interval
 from fairquant.report.curves import CurveRow
+from fairquant.report.curves_duel import duel_table
 from fairquant.report.curves_summary import (
     KEPT,
     MEASURES,
@@ -40,16 +41,28 @@ CAPTION = (
     "Columns are budgets in bits per weight, at equal real packed bytes. Worst group, change: from the worst group in "
     "full precision to the worst group after, with the bootstrap interval over test samples (its ends averaged over "
     "seeds) and ± over seeds. Harmed: a significant loss of accuracy (paired test, Holm-corrected), and in how many of "
-    f"the runs. Kept: the worst group loses at most {100 * KEPT:g} point on average and no group is harmed in any run."
+    f"the runs. Kept: the worst group loses at most {100 * KEPT:g} point on average and no group is harmed in any run. "
+    "Against the best: the worst group's accuracy less that of the best rival at that budget, in points; above or "
+    "below where it is larger than the intervals of both allow (half-widths in quadrature), else within."
 )
 
 
-def write_tables(rows: Sequence[CurveRow], folder: Path, plots: Mapping[str, str], *, order: Sequence[str]) -> None:
-    """Write summary.csv, change.csv and curves.md into ``folder``; ``plots`` (file → caption) are shown in the last."""
+def write_tables(
+    rows: Sequence[CurveRow],
+    folder: Path,
+    plots: Mapping[str, str],
+    *,
+    order: Sequence[str],
+    rivals: Sequence[str] = (),
+) -> None:
+    """Write summary.csv, change.csv and curves.md into ``folder``; ``plots`` (file → caption) are shown in the last.
+
+    Methods that predict losses are held against the best of ``rivals`` at each budget.
+    """
     tasks = by_task(rows, order)
     write_text(folder / "summary.csv", _csv(summary_rows(tasks)))
     write_text(folder / "change.csv", _csv(change_rows(tasks)))
-    write_text(folder / "curves.md", markdown(tasks, plots))
+    write_text(folder / "curves.md", markdown(tasks, plots, rivals))
 
 
 def accuracy_table(curves: Curves, after: Read, before: Read) -> Cells:
@@ -101,7 +114,7 @@ def _change_cells(found: Sequence[CurveRow]) -> tuple[str, ...]:
     )
 
 
-def markdown(tasks: Tasks, plots: Mapping[str, str]) -> str:
+def markdown(tasks: Tasks, plots: Mapping[str, str], rivals: Sequence[str] = ()) -> str:
     """Return the page: per task its tables and the plots whose caption begins with the task's name."""
     parts = ["# Budget curves", CAPTION]
     for task, curves in tasks.items():
@@ -112,6 +125,9 @@ def markdown(tasks: Tasks, plots: Mapping[str, str]) -> str:
             parts += [f"### {state}: overall test accuracy (%)", as_markdown(accuracy_table(part, *OVERALL))]
             if part.predicting:
                 parts += [f"### {state}: change against full precision (points)", as_markdown(change_table(part))]
+            duels = duel_table(part, part.predicting, rivals)
+            if len(duels) > 1:
+                parts += [f"### {state}: worst group against the best of {', '.join(rivals)}", as_markdown(duels)]
             parts += [f"### {state}: real packed MB", _full_size(part), as_markdown(size_table(part))]
         parts += [f"![{text}]({name})" for name, text in plots.items() if text.startswith(f"{task}: ")]
     return "\n\n".join(parts) + "\n"

@@ -14,7 +14,7 @@ from fairquant.errors import UserError
 from fairquant.evaluate.gaps import each_warning_once
 from fairquant.report.cells import percent, points
 from fairquant.report.curves import CurveRow, describe_key, read_rows
-from scripts.curves.methods import BUDGETS, METHODS
+from scripts.curves.methods import BUDGETS, METHODS, PUBLISHED
 from scripts.curves.points import TUNES, Point, Request, plan
 from scripts.curves.session import Session
 from scripts.curves.sheet import Sheet, merge, missing, shard_path
@@ -128,7 +128,8 @@ def tables(options: argparse.Namespace, say: Say) -> int:
     if not rows:
         raise UserError(f"{options.sources[0]}: got no row; allowed: at least one measured point")
     options.out.mkdir(parents=True, exist_ok=True)
-    write_tables(rows, options.out, write_plots(rows, options.out, order=tuple(METHODS)), order=tuple(METHODS))
+    order = tuple(METHODS)
+    write_tables(rows, options.out, write_plots(rows, options.out, order=order), order=order, rivals=PUBLISHED)
     say(f"{options.out / 'curves.md'}: tables, plots beside it")
     return 0
 

@@ -76,6 +76,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 """Every method by name, in the order of the tables."""
+PUBLISHED = ("uniform", *(f"levels_{reducer}" for reducer in REDUCERS))
+"""What the others are held against: uniform and rank-based widths with absmax step sizes."""
 
 
 def get(name: str) -> Method:
