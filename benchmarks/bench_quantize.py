@@ -21,7 +21,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 from fairquant.allocate.bitmap import BitMap, unit_shape
-from fairquant.config.schema import BaqSection, TrainSection
+from fairquant.config.quantization import BaqSection
+from fairquant.config.schema import TrainSection
 from fairquant.models.layers import quantizable_layers
 from fairquant.quantize.attach import attach_learned, quantize_model
 from fairquant.train.schedule import make_optimizer

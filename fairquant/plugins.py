@@ -37,8 +37,10 @@ KINDS: dict[str, Kind] = {
     "reducer": Kind("fairquant.reduce", "reduce"),
     "allocator": Kind("fairquant.allocate.methods", "allocate"),
     "scale": Kind("fairquant.quantize.scales", "make_scale"),
+    "observer": Kind("fairquant.quantize.observers", "make_observer"),
     "loss": Kind("fairquant.train.losses", "loss"),
     "mode": Kind("fairquant.modes", "quantize"),
+    "postprocess": Kind("fairquant.postprocess", "fit"),
 }
 
 

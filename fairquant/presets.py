@@ -8,7 +8,8 @@ Sources. FairQuant: Wørgaard & Selvan 2026, arXiv 2602.23192 (importance maps, 
 FairGRAPE: Lin, Kim & Joo 2022, arXiv 2207.10888 (group-wise first-order importance, there for pruning). FairQuantize:
 Guo et al. 2024, MICCAI (importance to the unprivileged group less that to the privileged one). HAWQ: Dong et al. 2019,
 arXiv 1905.03696 (second-order sensitivity). Fake quantization and fine-tuning through it: Jacob et al. 2018, arXiv
-1712.05877.
+1712.05877. Post-training quantization: Nagel et al. 2021, arXiv 2106.08295. Codebooks: Han, Mao & Dally 2016, arXiv
+1510.00149.
 
     python -m fairquant.presets              # the table
     python -m fairquant.presets fairgrape    # -S flags for dvc exp run
@@ -71,6 +72,10 @@ def _levels(importance: str, reducer: str) -> dict[str, Setting]:
     return {"importance_metric": importance, "reducer": reducer, "allocator": "levels"}
 
 
+def _both(bits: int) -> dict[str, Setting]:
+    return {**_uniform_tuned(bits), "quantize.activations.bits": bits}
+
+
 _TUNED: dict[str, Setting] = {"quant_mode": "fair_static_qat", "quantize.fairness_weight": 0, **_UNDISTILLED}
 _FAIR: dict[str, Setting] = {"quantize.fairness_loss": "gap", **_UNDISTILLED}
 _PRICED: dict[str, Setting] = {
@@ -91,6 +96,8 @@ _SIGNED_GROUPS = ("assign.reducers.subtractive.unprivileged", "assign.reducers.s
 
 _FAIRQUANT = "FairQuant, arXiv 2602.23192"
 _UNIFORM = "uniform rounding, Jacob et al. 2018"
+_QAT = "quantization-aware training, Jacob et al. 2018"
+_PTQ = "post-training quantization, Nagel et al. 2021"
 
 _ALL = (
     _preset("fp32", "full precision, nothing is quantized", "the reference of every change", {"quant_mode": "none"}),
@@ -98,6 +105,32 @@ _ALL = (
     _preset("uniform4", "4 bits everywhere, not fine-tuned", _UNIFORM, _uniform(4)),
     _preset("uniform8_ft", "8 bits everywhere, fine-tuned as long as the others", _UNIFORM, _uniform_tuned(8), _TUNED),
     _preset("uniform4_ft", "4 bits everywhere, fine-tuned as long as the others", _UNIFORM, _uniform_tuned(4), _TUNED),
+    _preset("w16a16", "16-bit weights and activations, fine-tuned as long as the others", _QAT, _both(16), _TUNED),
+    _preset("w8a8", "8-bit weights and activations, fine-tuned as long as the others", _QAT, _both(8), _TUNED),
+    _preset("w4a4", "4-bit weights and activations, fine-tuned as long as the others", _QAT, _both(4), _TUNED),
+    _preset("w8a8_ptq", "as w8a8, calibrated instead of fine-tuned", _PTQ, _both(8), {"quant_mode": "ptq_static"}),
+    _preset("w4a4_ptq", "as w4a4, calibrated instead of fine-tuned", _PTQ, _both(4), {"quant_mode": "ptq_static"}),
+    _preset(
+        "dynamic8",
+        "as w8a8_ptq, each input with a range of its own",
+        _PTQ,
+        _both(8),
+        {"quant_mode": "ptq_dynamic"},
+    ),  # fmt: skip
+    _preset(
+        "kmeans4",
+        "codebooks of 16 values per layer, the values fine-tuned as long as the others",
+        "Deep Compression, arXiv 1510.00149",
+        _uniform_tuned(4),
+        _TUNED,
+        {"quant_mode": "kmeans", "quantize.codebook.per": "tensor", "quantize.codebook.tune": True},
+    ),  # fmt: skip
+    _preset(
+        "hybrid4",
+        "4 bits under a classifier in full precision, not fine-tuned",
+        "mixed precision by hand",
+        {"quant_mode": "hybrid", "quantize.hybrid.backbone_bits": 4, "quantize.hybrid.classifier_bits": 32},
+    ),  # fmt: skip
     _preset(
         "hawq", "second-order importance, mean over groups", "HAWQ, arXiv 1905.03696", _levels("hawq", "mean"), _TUNED
     ),  # fmt: skip

@@ -27,6 +27,7 @@ PARAMETER = {
     "scale": "quantize.scale",
     "loss": "quantize.fairness_loss",
     "mode": "quant_mode",
+    "postprocess": "evaluate.postprocess",
 }
 """The parameter that chooses the plug-in of each kind."""
 

@@ -28,6 +28,6 @@ if __name__ == "__main__":
         main,
         reads=(
             "seed", "device", "precision", "reducer", "allocator", "granularity", "budget", "assign", "quantize.scale",
-            "quantize.percentile", "quantize.correction_images",
+            "quantize.percentile", "quantize.weight_scheme", "quantize.correction_images",
         ),
     )  # fmt: skip

@@ -13,9 +13,11 @@ def main(config: Config) -> None:
     from fairquant.evaluate.audit import groupings
     from fairquant.evaluate.gates import check_gates
     from fairquant.evaluate.report import evaluation, write_plots
-    from fairquant.models.build import build
     from fairquant.models.describe import describe
+    from fairquant.models.fold import is_folded
     from fairquant.predictions import Predictions
+    from fairquant.quantize.activate import input_bits
+    from fairquant.quantize.folded import skeleton
     from fairquant.quantize.state import load_quantized
     from fairquant.train.predict import predict_splits
 
@@ -27,9 +29,11 @@ def main(config: Config) -> None:
         model, store, ("val", "test"), batch_size=section.batch_size, device=device, precision=config.precision
     )
     before = Predictions.load("models/baseline_predictions.safetensors")
-    metrics = evaluation(before, after, section=section, groupings=audited)
-    cost = summarise_bits(bits, describe(build(spec, seed=0), spec))
-    metrics["cost"] = {**cost["size"], "avg_bits": cost["avg_bits"], "gbops": cost["gbops"]}
+    methods = {name: config.options("postprocess", name) for name in section.postprocess}
+    metrics = evaluation(before, after, section=section, groupings=audited, postprocess=methods)
+    plain = describe(skeleton(spec, folded=is_folded(model)), spec)
+    cost = summarise_bits(bits, plain, activation_bits=input_bits(model))
+    metrics["cost"] = {**cost.pop("size"), **{name: value for name, value in cost.items() if name != "share"}}
     metrics["gates"] = check_gates(metrics, config.gates)
     after.save("models/quantized_predictions.safetensors")
     write_plots("plots/evaluate", metrics)

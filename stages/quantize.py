@@ -13,6 +13,7 @@ def main(config: Config) -> None:
     from fairquant.devices import seed_everything
     from fairquant.models.io import load_description, load_model
     from fairquant.modes import QuantizeJob, with_start
+    from fairquant.quantize.activate import input_bits
     from fairquant.quantize.attach import bitmap_of
     from fairquant.quantize.state import save_quantized
 
@@ -27,7 +28,8 @@ def main(config: Config) -> None:
     history.write_log("plots/quantize/training.log")
     write_text("plots/quantize/layers.csv", to_csv(layer_shares(final)))
     write_text("plots/quantize/bit_distribution.csv", to_csv(bit_distribution(final, info)))
-    write_json("metrics/quantize.json", {**history.summary(), **summarise_widths(bits, final, info)})
+    widths = summarise_widths(bits, final, info, activation_bits=input_bits(result.model))
+    write_json("metrics/quantize.json", {**history.summary(), **widths})
 
 
 if __name__ == "__main__":

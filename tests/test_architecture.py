@@ -19,7 +19,8 @@ from scripts import stage_deps
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "errors", "plugins", "config", "presets", "artifacts", "devices", "predictions", "data", "models", "importance",
-    "reduce", "allocate", "cost", "quantize", "train", "evaluate", "assign", "modes", "report", "stage", "check",
+    "reduce", "allocate", "cost", "quantize", "train", "postprocess", "evaluate", "assign", "modes", "report", "stage",
+    "check",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report")
 TORCH_FREE = (
@@ -129,7 +130,7 @@ def test_plugin_has_its_function_and_docstrings(kind, name):
 
 def test_importing_every_plugin_does_not_load_torch():
     """Options are validated before torch is imported, so plug-ins with options must load without it."""
-    kinds = ("dataset", "reducer", "loss")
+    kinds = ("dataset", "reducer", "loss", "postprocess")
     modules = [f"{plugins.KINDS[kind].package}.{name}" for kind, name in PLUGINS if kind in kinds]
     assert "torch" not in loaded_by(*modules)
 

@@ -47,9 +47,15 @@ SIZES = {
     "squeezenet1_1": 32,
     "resnet34": 32,
     "resnet50": 32,
+    "resnet20": 32,
+    "nin_gc": 16,
+    "face_cnn": 48,
 }
 """Image size by model name."""
-TRAINED = ("tiny_vit_5m_224", "deit_tiny_patch16_224", "mobilenet_v2", "efficientnet_b0", "squeezenet1_1")
+TRAINED = (
+    "tiny_vit_5m_224", "deit_tiny_patch16_224", "mobilenet_v2", "efficientnet_b0", "squeezenet1_1", "resnet20",
+    "nin_gc", "face_cnn",
+)  # fmt: skip
 CURVED = ("tiny_vit_5m_224", "deit_tiny_patch16_224", "efficientnet_b0", "squeezenet1_1", "mobilenet_v3_small")
 PARAMS = {
     "granularity": "per_channel",

@@ -15,7 +15,11 @@ from fairquant.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ("uniform4_ft", "uniform8_ft", "hawq", "fairgrape", "fairquantize", "fq_qat", "fq_iterative", "fq_baq")
-TUNED = (*PUBLISHED, "ours")
+ACTIVATIONS = {
+    "w16a16": (16, "fair_static_qat"), "w8a8": (8, "fair_static_qat"), "w4a4": (4, "fair_static_qat"),
+    "w8a8_ptq": (8, "ptq_static"), "w4a4_ptq": (4, "ptq_static"), "dynamic8": (8, "ptq_dynamic"),
+}  # fmt: skip
+TUNED = (*PUBLISHED, *(name for name, (_, mode) in ACTIVATIONS.items() if mode == "fair_static_qat"), "ours")
 OURS = ("ours_static", "ours")
 
 
@@ -69,6 +73,34 @@ def test_uniform_presets_are_one_width(bits):
     assert (tuned.quant_mode, tuned.allocator, tuned.assign.uniform_bits) == ("fair_static_qat", "uniform", bits)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_weights_and_activations_of_one_width(name):
+    bits, mode = ACTIVATIONS[name]
+    config = parse_config(params_of(name))
+    assert (config.quant_mode, config.allocator, config.assign.uniform_bits) == (mode, "uniform", bits)
+    assert config.quantize.activations.bits == bits
+    assert config.quantize.fairness_weight == 0 or mode.startswith("ptq")
+
+
+def test_other_presets_leave_activations_to_the_user():
+    assert {name for name, preset in presets.PRESETS.items() if "quantize.activations.bits" in preset.settings} == set(
+        ACTIVATIONS
+    )
+
+
+def test_kmeans4_trains_codebooks_of_layers():
+    config = parse_config(params_of("kmeans4", **{"quantize.codebook.per": "channel", "quantize.codebook.tune": False}))
+    assert (config.quant_mode, config.allocator, config.assign.uniform_bits) == ("kmeans", "uniform", 4)
+    assert (config.quantize.codebook.per, config.quantize.codebook.tune) == ("tensor", True)
+    assert (config.quantize.fairness_weight, config.quantize.distill.weight) == (0, 0)
+
+
+def test_hybrid4_is_a_backbone_of_4_bits_under_a_full_precision_classifier():
+    config = parse_config(params_of("hybrid4"))
+    assert config.quant_mode == "hybrid"
+    assert (config.quantize.hybrid.backbone_bits, config.quantize.hybrid.classifier_bits) == (4, 32)
+
+
 @pytest.mark.parametrize(("name", "mode"), [("ours_static", "fair_static"), ("ours", "fair_static_qat")])
 def test_ours_spend_a_budget_on_the_worst_groups(name, mode):
     config = parse_config(params_of(name))
@@ -109,7 +141,7 @@ def test_no_preset_depends_on_what_params_yaml_chooses():
     for name in presets.PRESETS:
         here, there = parse_config(params_of(name)), parse_config(params_of(name, **other))
         assert here.quant_mode == there.quant_mode
-        if here.quant_mode not in ("none", "uniform"):
+        if here.quant_mode not in ("none", "uniform", "hybrid"):
             assert here.allocator == there.allocator
             if here.allocator != "uniform":
                 assert (here.reducer, here.importance_metric) == (there.reducer, there.importance_metric)

@@ -15,6 +15,10 @@ from fairquant import artifacts
 from fairquant.errors import ArtifactError
 
 Granularity = Literal["per_tensor", "per_channel", "per_param"]
+Scheme = Literal["symmetric", "asymmetric"]
+"""Whether grids are symmetric around 0 or have a zero point each."""
+Per = Literal["channel", "tensor"]
+"""Which weights of one width share a codebook: those of an output channel, or of a layer."""
 Weighting = Literal["parameters", "channels", "units"]
 
 STEP = "step/"
@@ -39,6 +43,9 @@ class BitMap:
 
     ``steps`` holds float32 step sizes (out | 1, columns) by layer where they were chosen with the widths (columns as in
     ``fairquant.quantize.quantizer``: one, or one per width present where widths differ within a channel), else nothing.
+    ``scheme`` is that of the grids: zero points take room. ``codebook`` says which weights share one (``books``) where
+    there are codebooks instead of grids. ``held`` are layers kept at their width for their sensitivity: no mode changes
+    those.
 
     >>> bits = BitMap("per_channel", {"conv": np.array([2, 8], dtype=np.uint8), "fc": np.array([4], dtype=np.uint8)})
     >>> bits.average({"conv": (2, 3, 1, 1), "fc": (1, 6)}, by="channels")
@@ -48,6 +55,9 @@ class BitMap:
     granularity: Granularity
     layers: Mapping[str, npt.NDArray[np.uint8]]
     steps: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    scheme: Scheme = "symmetric"
+    codebook: Per | None = None
+    held: tuple[str, ...] = ()
 
     @classmethod
     def filled(cls, shapes: Mapping[str, tuple[int, ...]], bits: int) -> BitMap:
@@ -97,6 +107,9 @@ class BitMap:
     def save(self, path: str | Path) -> None:
         """Write ``path`` as safetensors, atomically; layer order and granularity stand in the header."""
         meta = {"kind": "bits", "granularity": self.granularity, "layers": list(self.layers)}
+        meta |= {"scheme": self.scheme} if self.scheme != "symmetric" else {}
+        meta |= {"codebook": self.codebook} if self.codebook is not None else {}
+        meta |= {"held": list(self.held)} if self.held else {}
         steps = {f"{STEP}{name}": table for name, table in self.steps.items()}
         artifacts.write_tensors(path, {**self.layers, **steps}, meta=meta)
 
@@ -107,4 +120,12 @@ class BitMap:
         if meta.get("kind") != "bits":
             raise ArtifactError(f"{path}: got a file of kind {meta.get('kind')!r}; allowed: the bits assign writes")
         layers = {name: arrays[name].astype(np.uint8, copy=False) for name in meta["layers"]}
-        return cls(meta["granularity"], layers, {n: arrays[STEP + n] for n in meta["layers"] if STEP + n in arrays})
+        steps = {name: arrays[STEP + name] for name in meta["layers"] if STEP + name in arrays}
+        return cls(
+            meta["granularity"],
+            layers,
+            steps,
+            scheme=meta.get("scheme", "symmetric"),
+            codebook=meta.get("codebook"),
+            held=tuple(meta.get("held", ())),
+        )

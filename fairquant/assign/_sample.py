@@ -197,6 +197,7 @@ def _table(stream: Stream, layer: int, positions: Positions) -> Floats:
     maps, delta = data.maps[:, rows, columns].astype(np.float64), np.empty_like(weight)
     losses = np.empty((*maps.shape, len(stream.widths)))
     for number, width in enumerate(stream.widths):
-        round_weights(weight, width, data.steps[rows, number : number + 1], delta)
+        step, zero = data.grid(rows, number)
+        round_weights(weight, width, step, delta, zero)
         losses[:, :, number] = maps * stream.increase(delta - weight, weight)[:, 0]
     return losses

@@ -36,8 +36,10 @@ BLOCK = 16_384
 PRUNED, SIGN, UNTOUCHED = 0, 1, 32
 
 
-def round_weights(weight: Single, width: int, step: Single, out: Single) -> None:
+def round_weights(weight: Single, width: int, step: Single, out: Single, zero: Single | None = None) -> None:
     """Write ``weight`` (r, n) at ``width`` bits with step sizes (r, 1) into ``out``; the arithmetic of ``fake_quant``.
+
+    ``zero`` (r, 1) are the zero points of asymmetric grids.
 
     >>> out = np.empty((1, 3), np.float32)
     >>> round_weights(np.float32([[0.9, -0.2, 0.5]]), 2, np.float32([[0.5]]), out)
@@ -51,10 +53,14 @@ def round_weights(weight: Single, width: int, step: Single, out: Single) -> None
     elif width == SIGN:
         np.copyto(out, np.where(weight < 0, -step, step))
     else:
-        largest = np.float32(2 ** (width - 1) - 1)
+        if zero is None:
+            high: Single | np.float32 = np.float32(2 ** (width - 1) - 1)
+            low: Single | np.float32 = -high
+        else:
+            low, high = -zero, np.float32(2**width - 1) - zero
         np.divide(weight, step, out=out)
         np.rint(out, out=out)
-        np.clip(out, -largest, largest, out=out)
+        np.clip(out, low, high, out=out)
         np.multiply(out, step, out=out)
 
 
@@ -205,12 +211,13 @@ class Stream:
     def _choose(self, layer: int, rows: slice, weights: Floats, charged: Sequence[Floats]) -> list[_Best]:
         """Return the best choice of a block's weights for each of ``charged``, prices (W,) of this layer's widths."""
         data = self.layers[layer]
-        weight, steps = data.weight[rows], data.steps[rows]
+        weight = data.weight[rows]
         work = self._work(weight.shape)
         self._combine(data, rows, weights, work)
         best = [_Best(weight.shape, prices) for prices in charged]
         for number, width in enumerate(self.widths):
-            round_weights(weight, width, steps[:, number : number + 1], work.delta)
+            step, zero = data.grid(rows, number)
+            round_weights(weight, width, step, work.delta, zero)
             np.subtract(work.delta, weight, out=work.delta)
             work.effects[number] = self.increase(work.delta, weight)
             if not self.checked:

@@ -2,7 +2,8 @@
 
 All costs are counted in whole bits where the budget is (``avg_bits``, ``size_mb``), so that sums are exact. Packed
 bytes are those of ``fairquant.cost.size``: weights at their widths, one fp32 scale per unit (or per channel and width)
-whose width needs one, the width map, and everything that is not a quantizable weight.
+whose width needs one, with a zero point where grids are asymmetric, the width map, and everything that is not a
+quantizable weight.
 
 The width map's code depends on the allocation it describes. Costs are taken with a given prefix code; a Huffman code of
 the result is never longer, so a budget that holds with the given code holds for the file.
@@ -18,25 +19,25 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from fairquant.allocate.bitmap import BitMap, Granularity, unit_shape
+from fairquant.allocate.bitmap import BitMap, Granularity, Scheme, unit_shape
 from fairquant.allocate.info import ModelInfo
 from fairquant.config.schema import BudgetSection
-from fairquant.cost.size import FLOAT_BYTES, MEGABYTE, TABLE_BYTES, huffman_lengths
+from fairquant.cost.size import FLOAT_BYTES, MEGABYTE, TABLE_BYTES, grid_bits, huffman_lengths
 
 Floats = npt.NDArray[np.float64]
 ACTIVATION_BITS = 32
-SCALE_BITS = 8 * FLOAT_BYTES
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """What a packed file needs beside widths: bits of each width's code, and scales by layer where they are counted.
+    """What a packed file needs beside widths: bits of each width's code, and of grids by layer where they are counted.
 
-    ``scales`` is None where every unit pays for its own scale; per parameter it holds the number of scales by layer.
+    ``grids`` is None where every unit pays for its own scale (and zero point); per parameter it holds the bits that
+    those of a layer take.
     """
 
     code: Mapping[int, int]
-    scales: Mapping[str, int] | None
+    grids: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -59,29 +60,35 @@ class Prices:
         return float(math.ceil(value * 10**digits - 1e-9) / 10**digits)
 
 
-def first_reserve(widths: Sequence[int], held: Mapping[str, int], info: ModelInfo, granularity: Granularity) -> Reserve:
+def first_reserve(
+    widths: Sequence[int],
+    held: Mapping[str, int],
+    info: ModelInfo,
+    granularity: Granularity,
+    scheme: Scheme = "symmetric",
+) -> Reserve:
     """Return a reserve that holds for every allocation: codes of one length, every scale that could be needed."""
     symbols = sorted({*widths, *held.values()})
     length = math.ceil(math.log2(len(symbols))) if len(symbols) > 1 else 0
-    scales = None
+    grids = None
     if granularity == "per_param":
-        grids = sum(0 < width < 32 for width in widths)
-        scales = {name: shape[0] * grids for name, shape in info.shapes.items() if name not in held}
-    return Reserve(dict.fromkeys(symbols, length), scales)
+        every = sum(grid_bits(width, scheme) for width in widths)
+        grids = {name: shape[0] * every for name, shape in info.shapes.items() if name not in held}
+    return Reserve(dict.fromkeys(symbols, length), grids)
 
 
 def reserve_of(bits: BitMap, widths: Sequence[int]) -> Reserve:
     """Return what the allocation ``bits`` itself needs; every width of ``widths`` keeps a code, used or not."""
     counts = dict.fromkeys(widths, 1)
-    scales: dict[str, int] = {}
+    grids: dict[str, int] = {}
     for name, layer in bits.layers.items():
         for width, number in bits.counts(name).items():
             counts[width] = counts.get(width, 0) + number
         if bits.granularity == "per_param":
             rows = layer.reshape(len(layer), -1)
-            grids = [width for width in bits.counts(name) if 0 < width < 32]
-            scales[name] = sum(int((rows == width).any(axis=1).sum()) for width in grids)
-    return Reserve(huffman_lengths(counts), scales or None)
+            each = {width: grid_bits(width, bits.scheme) for width in bits.counts(name)}
+            grids[name] = sum(size * int((rows == width).any(axis=1).sum()) for width, size in each.items())
+    return Reserve(huffman_lengths(counts), grids or None)
 
 
 def prices(
@@ -92,11 +99,12 @@ def prices(
     widths: Sequence[int],
     held: Mapping[str, int],
     reserve: Reserve,
+    scheme: Scheme = "symmetric",
 ) -> Prices:
     """Return costs and limits of every budget that is given; layers are those not in ``held``, in model order."""
     free = [name for name in info.shapes if name not in held]
     numbers = {name: math.prod(unit_shape(granularity, shape)) for name, shape in info.shapes.items()}
-    model = _Model(info, free, numbers, np.array(widths), held, reserve)
+    model = _Model(info, free, numbers, np.array(widths), held, reserve, scheme)
     makers = {"avg_bits": _average, "size_mb": _packed, "gbops": _operations}
     rows = [
         (key, *maker(float(getattr(budget, key)), model))
@@ -130,6 +138,7 @@ class _Model:
     widths: _Widths
     held: Mapping[str, int]
     reserve: Reserve
+    scheme: Scheme
 
 
 def _table(rows: Sequence[npt.ArrayLike], widths: _Widths) -> Floats:
@@ -148,20 +157,20 @@ def _average(limit: float, model: _Model) -> _Row:
 
 def _packed(limit: float, model: _Model) -> _Row:
     """Bits of the packed file, see ``fairquant.cost.size``."""
-    own = np.array([0 < width < 32 for width in model.widths.tolist()]) * (
-        SCALE_BITS if model.reserve.scales is None else 0
-    )
+    paid = model.reserve.grids is None  # unit by unit
+    own = np.array([grid_bits(width, model.scheme) if paid else 0 for width in model.widths.tolist()])
     code = np.array([model.reserve.code[width] for width in model.widths.tolist()])
     sizes = {name: math.prod(shape) // model.numbers[name] for name, shape in model.info.shapes.items()}
     costs = _table([sizes[name] * model.widths + own + code for name in model.free], model.widths)
     costs = np.maximum.accumulate(costs, axis=1)  # a rare width's long code must not cost more than the next width
     fixed = 8 * FLOAT_BYTES * model.info.rest + 8 * TABLE_BYTES * len(model.reserve.code)
     fixed += 8 * len(model.info.shapes) + 8  # each layer's weights, and the map, end on a whole byte
+    fixed += 8 * len(model.info.shapes) * (model.scheme != "symmetric")  # and so do each layer's zero points
     for name, width in model.held.items():
         scales = model.info.shapes[name][0] if model.numbers[name] > 1 else 1
         fixed += sizes[name] * model.numbers[name] * width + model.numbers[name] * model.reserve.code[width]
-        fixed += SCALE_BITS * scales * (0 < width < 32)
-    fixed += SCALE_BITS * sum((model.reserve.scales or {}).get(name, 0) for name in model.free)
+        fixed += grid_bits(width, model.scheme) * scales
+    fixed += sum((model.reserve.grids or {}).get(name, 0) for name in model.free)
     return costs, 8 * whole_bytes(limit) - fixed, fixed, 1 / (8 * MEGABYTE)
 
 

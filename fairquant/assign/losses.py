@@ -1,6 +1,6 @@
-"""What rounding a unit to each width is predicted to cost each group, and the step sizes it would have.
+"""What rounding a unit to each width is predicted to cost each group, and the grids it would have.
 
-With δ_b = Q_b(w) − w, where Q_b uses the step sizes of ``quantize.scale`` for b bits,
+With δ_b = Q_b(w) − w, where Q_b uses the grids of ``quantize.scale`` and ``quantize.weight_scheme`` for b bits,
 
     L_g(u, b) = Σ_{w ∈ u} I_g(w) · h(δ_b(w), w)
 
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairquant import plugins
-from fairquant.allocate.bitmap import Granularity
+from fairquant.allocate.bitmap import Granularity, Scheme
 from fairquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Rounding:
-    """How weights are rounded: the scale method, its percentile, the granularity of widths, the candidate widths."""
+    """How weights are rounded: the scale method, its percentile, granularity and candidates of widths, the scheme."""
 
     scale: str
     percentile: float
     granularity: Granularity
     widths: tuple[int, ...]
+    scheme: Scheme = "symmetric"
 
     def rows(self, weight: Floats) -> Floats:
         """Return ``weight`` (out, …) as rows that share a step size: one per channel, or one for the layer."""
@@ -88,7 +89,7 @@ def sensitivity(increase: Increase, importance: Floats, weight: Floats) -> Float
 
 
 def step_sizes(weight: Floats, rounding: Rounding, sensitivity: Floats | None = None) -> Floats:
-    """Return the step size of every row at every candidate width: (U, W), 1 at 0 and 32 bits."""
+    """Return the step size of every row's symmetric grid at every candidate width: (U, W), 1 at 0 and 32 bits."""
     import torch
 
     from fairquant.quantize import ladder
@@ -102,7 +103,23 @@ def step_sizes(weight: Floats, rounding: Rounding, sensitivity: Floats | None = 
     return steps
 
 
-def layer_losses(weight: Floats, maps: Floats, rounding: Rounding, increase: Increase, steps: Floats) -> LayerLosses:
+def grids(weight: Floats, rounding: Rounding, sensitivity: Floats | None = None) -> tuple[Floats, Floats | None]:
+    """Return ``step_sizes``, and the zero points (U, W) with them where grids are asymmetric."""
+    if rounding.scheme == "symmetric":
+        return step_sizes(weight, rounding, sensitivity), None
+    import torch
+
+    from fairquant.quantize.ladder import asymmetric_grids
+
+    delta, zero = asymmetric_grids(
+        torch.from_numpy(rounding.rows(weight)), rounding.widths, method=rounding.scale, percentile=rounding.percentile
+    )
+    return delta.numpy(), None if zero is None else zero.numpy()
+
+
+def layer_losses(
+    weight: Floats, maps: Floats, rounding: Rounding, increase: Increase, steps: Floats, zeros: Floats | None = None
+) -> LayerLosses:
     """Return what every unit of a layer is predicted to cost every group at every width.
 
     Args:
@@ -111,6 +128,7 @@ def layer_losses(weight: Floats, maps: Floats, rounding: Rounding, increase: Inc
         rounding: per_tensor or per_channel, and the widths.
         increase: h(δ, w) of the metric.
         steps: step sizes (U, W).
+        zeros: zero points (U, W) of asymmetric grids.
 
     Raises ``UserError`` where a prediction is not finite.
     """
@@ -123,7 +141,9 @@ def layer_losses(weight: Floats, maps: Floats, rounding: Rounding, increase: Inc
     for part, columns in _blocks(units, length, len(rounding.widths)):
         block = rows[part, columns]
         effect = np.empty((*block.shape, len(rounding.widths)), np.float32)
-        for index, delta in enumerate(deltas(block, rounding.widths, steps[part])):
+        for index, delta in enumerate(
+            deltas(block, rounding.widths, steps[part], None if zeros is None else zeros[part])
+        ):
             effect[:, :, index] = increase(delta, block)
         importance = torch.from_numpy(np.ascontiguousarray(groups[:, part, columns].transpose(1, 0, 2)))
         total[part] += torch.bmm(importance, torch.from_numpy(effect)).numpy()
@@ -132,17 +152,18 @@ def layer_losses(weight: Floats, maps: Floats, rounding: Rounding, increase: Inc
     return LayerLosses(total.transpose(1, 0, 2), steps)
 
 
-def deltas(rows: Floats, widths: Sequence[int], steps: Floats) -> Iterator[Floats]:
-    """Yield Q_b(w) − w of ``rows`` (r, n) for each width, with step sizes (r, W)."""
+def deltas(rows: Floats, widths: Sequence[int], steps: Floats, zeros: Floats | None = None) -> Iterator[Floats]:
+    """Yield Q_b(w) − w of ``rows`` (r, n) for each width, with step sizes (r, W), and zero points of that shape."""
     import torch
 
     from fairquant.quantize.ladder import quantize_rows
 
     weight = torch.from_numpy(np.ascontiguousarray(rows))
     for index, width in enumerate(widths):
-        delta: Tensor = quantize_rows(
-            weight, width, torch.from_numpy(np.ascontiguousarray(steps[:, index : index + 1]))
-        )
+        column = slice(index, index + 1)
+        step = torch.from_numpy(np.ascontiguousarray(steps[:, column]))
+        zero = None if zeros is None else torch.from_numpy(np.ascontiguousarray(zeros[:, column]))
+        delta: Tensor = quantize_rows(weight, width, step, zero)
         yield (delta - weight).numpy()
 
 

@@ -48,10 +48,14 @@ def describe(
 ) -> Reports:
     """Explain ``assignment``; the curve is drawn where a budget was spent, and measured where params.yaml asks for it.
 
-    The chosen allocation itself stands in the curve as a row of budget "chosen".
+    The chosen allocation itself stands in the curve as a row of budget "chosen". Protected layers, where there are any,
+    are listed by the reason for it.
     """
     info = ModelInfo.from_json(model_info)
     metrics = summarise_bits(assignment.bits, model_info)
+    protected = {"named": list(assignment.named), "sensitive": list(assignment.bits.held)}
+    if any(protected.values()):
+        metrics["protected"] = protected
     rows: list[Row] = []
     if assignment.spent is not None:
         metrics["predicted"] = _predicted(assignment.spent, maps.groups)

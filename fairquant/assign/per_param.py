@@ -37,13 +37,20 @@ class StreamedLayer:
     """A layer's ``weight`` (out, n), importance ``maps`` (G, out, n) and ``steps`` (out, W), all float32.
 
     ``maps`` may be a strided view of a memory-mapped file; it is read in blocks of rows. ``steps`` are the step sizes
-    of every channel at every candidate width; those at 0 and 32 bits are not looked at.
+    of every channel at every candidate width, ``zeros`` (out, W) the zero points with them where grids are asymmetric;
+    those at 0 and 32 bits are not looked at.
     """
 
     name: str
     weight: Single
     maps: Single
     steps: Single
+    zeros: Single | None = None
+
+    def grid(self, rows: slice | npt.NDArray[np.intp], number: int) -> tuple[Single, Single | None]:
+        """Return the step sizes and zero points (r, 1) of some channels at candidate width ``number``."""
+        step = self.steps[rows, number : number + 1]
+        return step, None if self.zeros is None else self.zeros[rows, number : number + 1]
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,13 @@ def minimise_streamed(
 def _check_shapes(layers: Sequence[StreamedLayer], widths: int, groups: int) -> None:
     for layer in layers:
         out, n = layer.weight.shape
-        for name, array, shape in (("maps", layer.maps, (groups, out, n)), ("steps", layer.steps, (out, widths))):
+        zeros = layer.steps if layer.zeros is None else layer.zeros
+        parts = (
+            ("maps", layer.maps, (groups, out, n)),
+            ("steps", layer.steps, (out, widths)),
+            ("zeros", zeros, (out, widths)),
+        )
+        for name, array, shape in parts:
             if array.shape != shape:
                 raise ValueError(f"{name} of layer {layer.name}: got shape {array.shape}; allowed: {shape}")
 

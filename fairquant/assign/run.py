@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ from fairquant import plugins
 from fairquant.allocate.bitmap import BitMap, unit_shape
 from fairquant.allocate.info import ModelInfo
 from fairquant.allocate.objective import Objective
-from fairquant.allocate.protect import matching_layers, protected_widths
+from fairquant.allocate.protect import matching_layers, protected_widths, sensitive_widths
 from fairquant.allocate.rank import Reduce, rank_units, reduced, reducer, totals
 from fairquant.allocate.spending import Spent
 from fairquant.assign.losses import (
@@ -23,10 +23,10 @@ from fairquant.assign.losses import (
     Increase,
     LayerLosses,
     Rounding,
+    grids,
     increase_of,
     layer_losses,
     sensitivity,
-    step_sizes,
 )
 from fairquant.assign.per_param import StreamedLayer
 from fairquant.assign.spend import Problem, Solver, StreamedSolver, TableSolver, coupled, protected_losses
@@ -44,13 +44,15 @@ class Assignment:
     """Widths of every layer, in model order, and how they came about.
 
     ``spent`` and ``problem`` are there for allocators that spend a budget; ``with_steps`` gives widths the step sizes
-    they would be quantized with, where those are chosen here.
+    they would be quantized with, where those are chosen here. ``named`` are the layers that params.yaml holds at a
+    width of their own; those held for their sensitivity stand in ``bits.held``.
     """
 
     bits: BitMap
     with_steps: Callable[[BitMap], BitMap]
     spent: Spent | None = None
     problem: Problem | None = None
+    named: tuple[str, ...] = ()
 
 
 def assign_bits(
@@ -79,14 +81,30 @@ def assign(
     """
     info = ModelInfo.from_json(model_info)
     _check_layers(maps, info)
-    held = protected_widths(config.assign.protect, list(info.shapes), info.roles)
-    task = _Task(maps, info, config, held, weights, {} if memory is None else memory)
+    named = protected_widths(config.assign.protect, list(info.shapes), info.roles)
+    sensitive = _sensitive(maps, info, config, named)
+    task = _Task(maps, info, config, named | sensitive, weights, {} if memory is None else memory)
     allocator = plugins.load("allocator", config.allocator)
-    if not getattr(allocator, "SPENDS", False):
-        return Assignment(task.with_steps(_rank(task, allocator)), task.with_steps)
-    problem = build_problem(task)
-    spent: Spent = allocator.allocate(problem, config.assign)
-    return Assignment(task.with_steps(problem.full(spent.bits)), task.with_steps, spent, problem)
+    problem: Problem | None = None
+    spent: Spent | None = None
+    if getattr(allocator, "SPENDS", False):
+        problem = build_problem(task)
+        spent = allocator.allocate(problem, config.assign)
+        bits = problem.full(spent.bits)
+    else:
+        bits = _rank(task, allocator)
+    bits = replace(task.with_steps(bits), held=tuple(sensitive))
+    return Assignment(bits, task.with_steps, spent, problem, tuple(named))
+
+
+def _sensitive(maps: ImportanceMaps, info: ModelInfo, config: Config, named: Mapping[str, int]) -> dict[str, int]:
+    """Return layer → width of the layers held for their sensitivity."""
+    protect = config.assign.protect
+    if not protect.sensitive:
+        return {}
+    totals(maps)  # names the layer and group of NaN or infinity
+    sums = {name: maps.layers[name].reshape(len(maps.groups), -1).sum(axis=1, dtype=np.float64) for name in info.shapes}
+    return sensitive_widths(protect, sums, info.shapes, named)
 
 
 @dataclass(frozen=True)
@@ -139,25 +157,26 @@ class _Task:
     def rounding(self, widths: Iterable[int]) -> Rounding:
         """Return how weights are rounded to ``widths``."""
         section = self.config.quantize
-        return Rounding(section.scale, section.percentile, self.config.granularity, tuple(sorted(widths)))
+        granularity, scheme = self.config.granularity, section.weight_scheme
+        return Rounding(section.scale, section.percentile, granularity, tuple(sorted(widths)), scheme)
 
-    def steps(self, name: str, rounding: Rounding) -> Floats:
-        """Return a layer's step sizes (rows, widths)."""
+    def grids(self, name: str, rounding: Rounding) -> tuple[Floats, Floats | None]:
+        """Return a layer's step sizes (rows, widths), and zero points where grids are asymmetric."""
         weight, weighed = self.weights[name], None
         if self.scale_needs_importance:
             importance = np.maximum(reduced(self.reduce, self.maps, name), 0)  # a signed reducer's negative is "none"
             weighed = sensitivity(self.increase, importance, weight)
-        return step_sizes(weight, rounding, weighed)
+        return grids(weight, rounding, weighed)
 
     def losses(self, name: str, widths: Iterable[int]) -> LayerLosses:
         """Return a layer's predicted losses at ``widths``."""
         rounding = self.rounding(widths)
         key = (name, rounding, self._reducer if self.scale_needs_importance else "")
         if key not in self.memory:
-            steps = self.steps(name, rounding)
+            steps, zeros = self.grids(name, rounding)
             weight, maps, increase = self.weights[name], self.maps.layers[name], self.increase
             try:
-                self.memory[key] = layer_losses(weight, maps, rounding, increase, steps)
+                self.memory[key] = layer_losses(weight, maps, rounding, increase, steps, zeros)
             except UserError as error:
                 raise UserError(f"layer {name}: {error}") from None
         self.known[name] = (rounding.widths, self.memory[key].steps)
@@ -174,7 +193,7 @@ class _Task:
         present = list(bits.counts(name))
         widths, steps = self.known.get(name, ((), None))
         if steps is None or not set(present) <= set(widths):
-            widths, steps = tuple(present), self.steps(name, self.rounding(present))
+            widths, (steps, _) = tuple(present), self.grids(name, self.rounding(present))
         if bits.granularity == "per_param" and len(present) > 1:
             return np.ascontiguousarray(steps[:, np.searchsorted(widths, present)])
         index = np.searchsorted(widths, bits.layers[name].reshape(-1)[: len(steps)])
@@ -189,7 +208,8 @@ def _rank(task: _Task, allocator: ModuleType) -> BitMap:
     granularity = task.config.granularity
     for name, width in task.held.items():
         bits[name] = np.full(unit_shape(granularity, task.info.shapes[name]), width, dtype=np.uint8)
-    return BitMap(granularity, {name: bits[name] for name in task.info.shapes})
+    widths = {name: bits[name] for name in task.info.shapes}
+    return BitMap(granularity, widths, scheme=task.config.quantize.weight_scheme)
 
 
 def build_problem(task: _Task) -> Problem:
@@ -208,6 +228,7 @@ def build_problem(task: _Task) -> Problem:
         granularity=config.granularity,
         widths=section.bits,
         held=task.held,
+        scheme=config.quantize.weight_scheme,
     )
 
 
@@ -228,12 +249,14 @@ def _streamed(task: _Task, free: list[str], offset: Any) -> Solver:
             "widths)"
         )
     rounding = task.rounding(task.config.assign.optimal.bits)
+    measured = {name: task.grids(name, rounding) for name in free}
     layers = [
         StreamedLayer(
             name=name,
             weight=task.weights[name].reshape(len(task.weights[name]), -1),
             maps=task.maps.layers[name].reshape(len(task.maps.groups), len(task.weights[name]), -1),
-            steps=task.steps(name, rounding),
+            steps=measured[name][0],
+            zeros=measured[name][1],
         )
         for name in free
     ]

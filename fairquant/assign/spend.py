@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fairquant.allocate.bitmap import BitMap, Granularity, unit_shape
+from fairquant.allocate.bitmap import BitMap, Granularity, Scheme, unit_shape
 from fairquant.allocate.info import ModelInfo
 from fairquant.allocate.knapsack import Infeasible, minimise
 from fairquant.allocate.objective import Objective
@@ -135,6 +135,7 @@ class Problem:
         granularity: of the widths.
         widths: candidates, ascending.
         held: protected layer → width.
+        scheme: of the grids; zero points take room.
     """
 
     solver: Solver
@@ -144,11 +145,12 @@ class Problem:
     granularity: Granularity
     widths: tuple[int, ...]
     held: Mapping[str, int]
+    scheme: Scheme = "symmetric"
 
     def minimise(self, *, gap: float) -> Spent:
         """Return the best widths within the budget; see ``Spending``."""
         if self.budget.size_mb is None:
-            reserve = first_reserve(self.widths, self.held, self.info, self.granularity)
+            reserve = self._first_reserve()
             try:
                 best, solved, priced = self._solve(reserve, gap)
             except Infeasible as error:
@@ -175,15 +177,24 @@ class Problem:
         for name, shape in self.info.shapes.items():
             kept = unit_shape(self.granularity, shape)
             layers[name] = np.full(kept, self.held[name], np.uint8) if name in self.held else free[name].reshape(kept)
-        return BitMap(self.granularity, layers)
+        return BitMap(self.granularity, layers, scheme=self.scheme)
 
     def _bitmap(self, chosen: Chosen) -> BitMap:
         widths = np.array(self.widths, dtype=np.uint8)
         return self.full({name: widths[index] for name, index in chosen.items()})
 
+    def _first_reserve(self) -> Reserve:
+        return first_reserve(self.widths, self.held, self.info, self.granularity, self.scheme)
+
     def _priced(self, reserve: Reserve) -> Prices:
         return prices(
-            self.budget, self.info, granularity=self.granularity, widths=self.widths, held=self.held, reserve=reserve
+            self.budget,
+            self.info,
+            granularity=self.granularity,
+            widths=self.widths,
+            held=self.held,
+            reserve=reserve,
+            scheme=self.scheme,
         )
 
     def _solve(self, reserve: Reserve, gap: float, less: float = 0.0) -> tuple[BitMap, Solved, Prices]:
@@ -201,7 +212,7 @@ class Problem:
         at least as many as in any round before. Only what truly fits counts.
         """
         cheapest = self._bitmap({name: np.zeros(self._units(name), np.intp) for name in self._free})
-        reserve, best = first_reserve(self.widths, self.held, self.info, self.granularity), None
+        reserve, best = self._first_reserve(), None
         for attempt in range(ROUNDS):
             try:
                 bits, solved, priced = self._solve(reserve, gap)
@@ -215,7 +226,7 @@ class Problem:
                 continue
             needed = reserve_of(bits, self.widths)
             if self._excess(bits) > 0:  # a code is never longer than reserved, but scales may be more
-                reserve = Reserve(needed.code, _largest(reserve.scales, needed.scales))
+                reserve = Reserve(needed.code, _largest(reserve.grids, needed.grids))
             elif best is None or solved.value < best[1].value:
                 best, reserve = (bits, solved, priced), needed
             else:
@@ -255,7 +266,7 @@ class Problem:
 
 
 def _largest(one: Mapping[str, int] | None, other: Mapping[str, int] | None) -> dict[str, int]:
-    """Return the larger number of scales of each layer."""
+    """Return the larger room for grids of each layer."""
     first, second = one or {}, other or {}
     return {name: max(first.get(name, 0), second.get(name, 0)) for name in {**first, **second}}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,12 +29,14 @@ PLAIN_WORDS = {
 def load_config(path: str | Path = "params.yaml", *, meta: str | Path | None = "data/prepared/meta.json") -> Config:
     """Read, validate and freeze ``path``.
 
-    Combinations that need the group names (``reducer: subtractive`` on other than two groups) are checked as soon
-    as ``meta`` exists. Raises ``ConfigError`` with all mistakes on one line.
+    Combinations that need the names of groups or classes (``reducer: subtractive`` on other than two groups) are
+    checked as soon as ``meta`` exists. Raises ``ConfigError`` with all mistakes on one line.
     """
     config = parse_config(_read_yaml(Path(path)), source=str(path))
     if meta is not None and Path(meta).exists():
-        check_groups(config, _group_names(Path(meta)), source=str(path))
+        check_groups(config, _names(Path(meta), "groups"), source=str(path))
+        if config.evaluate.postprocess:
+            check_classes(config.evaluate.postprocess, _names(Path(meta), "classes"), source=str(path))
     return config
 
 
@@ -62,6 +64,15 @@ def check_groups(config: Config, groups: list[str], *, source: str = "params.yam
         _run_check("reducer", config.reducer, "check_groups", source, options, groups)
 
 
+def check_classes(methods: Sequence[str], classes: Sequence[str], *, source: str = "params.yaml") -> None:
+    """Refuse post-processing of other than two classes: it decides between positive and negative."""
+    if methods and len(classes) != 2:
+        raise ConfigError(
+            f"{source}: evaluate.postprocess: got {list(methods)} for {len(classes)} classes; "
+            "allowed: two classes, or [] (no post-processing)"
+        )
+
+
 def _run_check(kind: str, name: str, check: str, source: str, *arguments: Any) -> None:
     """Call the plug-in's function ``check`` where it has one."""
     try:
@@ -70,9 +81,10 @@ def _run_check(kind: str, name: str, check: str, source: str, *arguments: Any) -
         raise ConfigError(f"{source}: {error}") from None
 
 
-def _group_names(meta: Path) -> list[str]:
+def _names(meta: Path, key: str) -> list[str]:
+    """Return the names of the prepared data's groups or classes."""
     try:
-        return [str(name) for name in json.loads(meta.read_text(encoding="utf-8"))["groups"]]
+        return [str(name) for name in json.loads(meta.read_text(encoding="utf-8"))[key]]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{meta}: not a prepared data set's meta.json; allowed: what prepare writes") from None
 
@@ -90,12 +102,18 @@ def _read_yaml(path: Path) -> Any:
 
 def _option_mistakes(values: Mapping[str, Any]) -> list[str]:
     """Validate every plug-in's options, also of those not chosen, so that no typing mistake waits for its turn."""
-    assign, importance, quantize = (values.get(section) for section in ("assign", "importance", "quantize"))
+    sections = ("assign", "importance", "quantize", "evaluate")
+    assign, importance, quantize, evaluate = (values.get(section) for section in sections)
     tables = (
         ("datasets", "dataset", values.get("datasets")),
         ("importance.metrics", "importance", importance.get("metrics") if isinstance(importance, dict) else None),
         ("assign.reducers", "reducer", assign.get("reducers") if isinstance(assign, dict) else None),
         ("quantize.losses", "loss", quantize.get("losses") if isinstance(quantize, dict) else None),
+        (
+            "evaluate.postprocessors",
+            "postprocess",
+            evaluate.get("postprocessors") if isinstance(evaluate, dict) else None,
+        ),
     )
     mistakes = []
     for key, kind, table in tables:

@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fairquant import plugins
+from fairquant.config import rules
 from fairquant.config.base import Int, Names, Real, Section, Subset, number, plugin_name
+from fairquant.config.quantization import (
+    ActivationSection,
+    BaqSection,
+    CalibrationSection,
+    CodebookSection,
+    DistillSection,
+    HybridSection,
+    IterativeSection,
+)
 
 WEIGHTS_FOLDER = PurePosixPath("data/weights")
 
@@ -51,7 +61,7 @@ class DataSection(Section):
 class ModelSection(Section):
     """The classifier's architecture and where its starting weights come from."""
 
-    name: str = Field("resnet18", min_length=1, description="a torchvision or timm model name")
+    name: str = Field("resnet18", min_length=1, description="a model name of torchvision, timm or docs/models.md")
     weights: str = Field("none", min_length=1, description="none | imagenet | a path to a state dict")
     strict: bool = True
 
@@ -106,6 +116,8 @@ class ProtectSection(Section):
 
     layers: Names = Field((), description="layer name patterns, or first | last | classifier")
     bits: Width = 32
+    sensitive: Int = number(0, ge=0)
+    sensitive_bits: Width = 8
 
 
 class BudgetSection(Section):
@@ -177,45 +189,6 @@ class AssignSection(Section):
         return tuple(b for b, _ in pairs), tuple(share for _, share in pairs)
 
 
-class BaqSection(Section):
-    """quant_mode baq_learnable: how widths are learned."""
-
-    bit_min: Int = number(2, ge=2, le=16)
-    bit_max: Int = number(8, ge=2, le=16)
-    logit_lr: Real = number(0.02, gt=0)
-    regularizer: Literal["budget", "pull"] = "budget"
-    target_bits: Real | None = number(None, ge=2, le=16)
-    bits_weight: Real = number(0.1, ge=0)
-    learn_share: Real = number(0.5, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _range_is_not_empty(self) -> BaqSection:
-        if self.bit_min > self.bit_max:
-            raise ValueError(
-                f"quantize.baq.bit_min: got {self.bit_min} above bit_max {self.bit_max}; allowed: at most bit_max"
-            )
-        target = self.target_bits
-        if target is not None and not self.bit_min <= target <= self.bit_max:
-            raise ValueError(
-                f"quantize.baq.target_bits: got {target:g}; "
-                f"allowed: null, or a number from bit_min {self.bit_min} to bit_max {self.bit_max}"
-            )
-        return self
-
-
-class IterativeSection(Section):
-    """quant_mode iterative_qat: in how many rounds units are frozen."""
-
-    rounds: Int = number(2, ge=1)
-
-
-class DistillSection(Section):
-    """Distillation from the full-precision model while fine-tuning; weight 0 is none."""
-
-    weight: Real = number(0.0, ge=0)
-    temperature: Real = number(2.0, gt=0)
-
-
 class QuantizeSection(TrainSection):
     """How weights are quantized and fine-tuned."""
 
@@ -224,14 +197,20 @@ class QuantizeSection(TrainSection):
     weight_decay: Real = number(1e-4, ge=0)
     scale: Annotated[str, plugin_name("scale")] = "absmax"
     percentile: Real = number(99.9, gt=50, le=100)
+    weight_scheme: Literal["symmetric", "asymmetric"] = "symmetric"
     uniform_bits: Width = 8
+    batch_norm: Literal["keep", "fold", "fold_train"] = "keep"
     correction_images: Int = number(0, ge=0)
     fairness_loss: Annotated[str, plugin_name("loss")] = "gap"
     fairness_weight: Real = number(1.0, ge=0)
     losses: PluginOptions = {}
     distill: DistillSection = DistillSection()
+    activations: ActivationSection = ActivationSection()
+    calibration: CalibrationSection = CalibrationSection()
     baq: BaqSection = BaqSection()
     iterative: IterativeSection = IterativeSection()
+    codebook: CodebookSection = CodebookSection()
+    hybrid: HybridSection = HybridSection()
 
 
 class BootstrapSection(Section):
@@ -254,6 +233,8 @@ class EvaluateSection(Section):
     bootstrap: BootstrapSection = BootstrapSection()
     positive_class: str | None = Field(None, description="a class name, or null for the second of two classes")
     batch_size: Int = number(128, ge=1)
+    postprocess: tuple[Annotated[str, plugin_name("postprocess")], ...] = ()
+    postprocessors: PluginOptions = {}
 
     @field_validator("audit")
     @classmethod
@@ -310,19 +291,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _mode_fits_the_rest(self) -> Config:
-        if self.quant_mode == "baq_learnable":
-            _check_baq(self)
-        if self.allocator == "optimal":
-            _check_optimal(self)
-        if self.quantize.scale == "weighted":
-            _check_weighted(self)
-        if not self.evaluate.parity:
-            _check_gates_without_parity(self.gates)
-        if self.quant_mode == "iterative_qat" and self.quantize.iterative.rounds > self.quantize.epochs:
-            raise ValueError(
-                f"quantize.iterative.rounds: got {self.quantize.iterative.rounds} for {self.quantize.epochs} epochs; "
-                "allowed: at most one round per epoch (quantize.epochs)"
-            )
+        rules.check(self)
         return self
 
     def options(self, kind: str, name: str) -> Any:
@@ -332,63 +301,6 @@ class Config(Section):
             "reducer": self.assign.reducers,
             "importance": self.importance.metrics,
             "loss": self.quantize.losses,
+            "postprocess": self.evaluate.postprocessors,
         }
         return plugins.load(kind, name).Options(**given.get(kind, {}).get(name, {}))
-
-
-def _check_gates_without_parity(gates: GatesSection) -> None:
-    """Refuse limits on what evaluate.parity false leaves uncomputed."""
-    for name in ("gap", "gap_increase"):
-        limit = getattr(gates, name)
-        if limit is not None:
-            raise ValueError(f"gates.{name}: got {limit:g} with evaluate.parity false; allowed: null")
-
-
-def _check_optimal(config: Config) -> None:
-    """Refuse a budget without a limit, and reducers that are no objective over groups."""
-    if all(getattr(config.budget, key) is None for key in BudgetSection.model_fields):
-        raise ValueError(
-            f"budget: got null for {', '.join(BudgetSection.model_fields)} with allocator optimal; "
-            "allowed: at least one limit"
-        )
-    with_objective = [n for n in plugins.names("reducer") if hasattr(plugins.load("reducer", n), "objective")]
-    if config.reducer not in with_objective:
-        raise ValueError(
-            f"reducer: got {config.reducer!r} with allocator optimal; allowed: {' | '.join(with_objective)}"
-        )
-
-
-def _check_weighted(config: Config) -> None:
-    """Step sizes weighed by importance are measured in assign, for the widths chosen there."""
-    allowed = ("fair_static", "fair_static_qat", "none")
-    if config.quant_mode not in allowed:
-        raise ValueError(
-            f"quantize.scale: got 'weighted' with quant_mode {config.quant_mode}, whose widths are not those of "
-            "assign; allowed: absmax | lsq | mse | percentile"
-        )
-
-
-def _check_baq(config: Config) -> None:
-    """Refuse what learnable widths cannot be combined with."""
-    if config.granularity == "per_param":
-        raise ValueError(
-            "granularity: got 'per_param' with quant_mode baq_learnable; allowed: per_tensor | per_channel (a learned "
-            "width for every single weight is not a format)"
-        )
-    if config.quantize.scale != "absmax":
-        raise ValueError(
-            f"quantize.scale: got {config.quantize.scale!r} with quant_mode baq_learnable, which sets its own step "
-            "sizes; allowed: absmax"
-        )
-    candidates = {
-        "uniform": ("assign.uniform_bits", (config.assign.uniform_bits,)),
-        "optimal": ("assign.optimal.bits", config.assign.optimal.bits),
-    }
-    key, assigned = candidates.get(config.allocator, ("assign.bits", config.assign.bits))
-    low, high = config.quantize.baq.bit_min, config.quantize.baq.bit_max
-    outside = [width for width in assigned if not low <= width <= high]
-    if outside:
-        raise ValueError(
-            f"{key}: got {outside[0]} with quant_mode baq_learnable; allowed: from quantize.baq.bit_min {low} to "
-            f"bit_max {high}"
-        )

@@ -3,7 +3,10 @@
 - weights: each layer's weights packed at their widths, Σ bits/8, rounded up to whole bytes per layer; 32-bit weights
   are fp32, 0-bit weights take nothing;
 - scales, fp32: one per layer (per_tensor) or out channel (per_channel), one per width in a channel (per_param); weights
-  of 0 and 32 bits need none;
+  of 0 and 32 bits need none. Where grids are asymmetric, every scale of 2 to 16 bits brings a zero point of as many
+  bits (it is one of the codes 0…2^b − 1), packed layer by layer and counted with the scales.
+  Where weights are codes into codebooks, these take the place of scales: four bytes for each value of each codebook
+  (``fairquant.allocate.books``), and are counted as scales;
 - width map: which unit has which width, in a Huffman code over the model's units (Huffman 1952), with a table of two
   bytes (width, code length) per width; .2/.4/.4 costs 1.6 bits per unit, a single width nothing but its table entry;
 - rest: everything that is not a quantizable weight (biases, batch norm, …), fp32.
@@ -19,9 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from fairquant.allocate.bitmap import BitMap
+from fairquant.allocate.bitmap import BitMap, Scheme
+from fairquant.allocate.books import books_of
 
 FLOAT_BYTES = 4
 TABLE_BYTES = 2
@@ -30,7 +33,10 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class SizeReport:
-    """Byte counts; ``reference`` is Σ bits/8 of quantizable weights alone, ``fp32`` the uncompressed model."""
+    """Byte counts; ``reference`` is Σ bits/8 of quantizable weights alone, ``fp32`` the uncompressed model.
+
+    Zero points and codebooks are among the ``scales``.
+    """
 
     weights: int
     scales: int
@@ -61,7 +67,7 @@ def size_report(bits: BitMap, shapes: Mapping[str, tuple[int, ...]], *, rest: in
     n_weights = sum(math.prod(shapes[name]) for name in bits.layers)
     return SizeReport(
         weights=sum(-(-total // 8) for total in weight_bits.values()),
-        scales=FLOAT_BYTES * sum(_n_scales(widths) for widths in bits.layers.values()),
+        scales=sum(_grid_bytes(bits, name, shapes[name]) for name in bits.layers),
         width_map=_map_bytes(bits),
         rest=FLOAT_BYTES * rest,
         reference=-(-sum(weight_bits.values()) // 8),
@@ -74,11 +80,27 @@ def _weight_bits(bits: BitMap, layer: str, parameters: int) -> int:
     return sum(width * units * per_unit for width, units in bits.counts(layer).items())
 
 
-def _n_scales(widths: npt.NDArray[np.uint8]) -> int:
-    """Return the number of (layer or out channel, width) pairs that need a scale: all but 0 and 32 bits."""
+def grid_bits(width: int, scheme: Scheme) -> int:
+    """Return the bits of a scale at ``width`` bits, and of its zero point where the scheme has one.
+
+    >>> [grid_bits(width, "symmetric") for width in (0, 1, 4, 32)], grid_bits(4, "asymmetric")
+    ([0, 32, 32, 0], 36)
+    """
+    scale = 8 * FLOAT_BYTES if 0 < width < 32 else 0
+    return scale + (width if scheme != "symmetric" and 1 < width < 32 else 0)
+
+
+def _grid_bytes(bits: BitMap, layer: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a layer's scales and zero points, one for each (layer or out channel, width) pair.
+
+    Or of its codebooks, where it has those.
+    """
+    widths, scheme = bits.layers[layer], bits.scheme
+    if bits.codebook is not None:
+        return FLOAT_BYTES * sum(book.values for book in books_of(widths, shape, bits.codebook))
     channels = widths.reshape(len(widths) if widths.ndim else 1, -1)
-    scaled = [width for width in np.unique(widths).tolist() if 0 < width < 32]
-    return sum(int(np.count_nonzero((channels == width).any(axis=1))) for width in scaled)
+    numbers = {width: int(np.count_nonzero((channels == width).any(axis=1))) for width in np.unique(widths).tolist()}
+    return -(-sum(grid_bits(width, scheme) * number for width, number in numbers.items()) // 8)
 
 
 def _map_bytes(bits: BitMap) -> int:

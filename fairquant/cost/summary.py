@@ -12,20 +12,24 @@ import numpy as np
 
 from fairquant.allocate.bitmap import BitMap, unit_shape
 from fairquant.allocate.info import ModelInfo
-from fairquant.cost.bops import bops
+from fairquant.cost.bops import bops, input_widths
 from fairquant.cost.size import size_report
 from fairquant.errors import ArtifactError
 
 Row = dict[str, str | int | float]
 
 
-def summarise_bits(bits: BitMap, model_info: Mapping[str, Any]) -> dict[str, Any]:
+def summarise_bits(
+    bits: BitMap, model_info: Mapping[str, Any], *, activation_bits: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Return avg_bits and share by parameters and by out channels, size (MB, ratio to fp32) and gbops (10⁹ BOPs).
 
-    Activations count as fp32. Keys hold no dots, so that ``dvc metrics diff`` names them well. A bit map of another
-    model raises ``ArtifactError``.
+    ``activation_bits`` are the widths of the layers' inputs; layers that are not in it count as fp32. Where it holds
+    any, the mean of all layers', weighed by multiply-accumulates, is returned under its name. Keys hold no dots, so
+    that ``dvc metrics diff`` names them well. A bit map of another model raises ``ArtifactError``.
     """
     info = _info_of(bits, model_info)
+    inputs = input_widths(bits.layers, activation_bits or {})
     by_parameters = bits.shares(info.shapes, by="parameters")
     by_channels = bits.shares(info.shapes, by="channels")
     return {
@@ -34,7 +38,8 @@ def summarise_bits(bits: BitMap, model_info: Mapping[str, Any]) -> dict[str, Any
             "by_channel": bits.average(info.shapes, by="channels"),
         },
         "size": size_report(bits, info.shapes, rest=info.rest).to_dict(),
-        "gbops": bops(info.macs, bits) / 1e9,
+        "gbops": bops(info.macs, bits, activation_bits=inputs) / 1e9,
+        **({"activation_bits": _mean_width(inputs, info.macs)} if activation_bits else {}),
         "share": {
             f"{width}bit": {"parameters": by_parameters[width], "channels": by_channels[width]}
             for width in bits.widths()
@@ -42,21 +47,32 @@ def summarise_bits(bits: BitMap, model_info: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def summarise_widths(assigned: BitMap, final: BitMap, model_info: Mapping[str, Any]) -> dict[str, Any]:
+def _mean_width(inputs: Mapping[str, int], macs: Mapping[str, int]) -> float:
+    return sum(inputs[name] * macs[name] for name in inputs) / max(1, sum(macs[name] for name in inputs))
+
+
+def summarise_widths(
+    assigned: BitMap,
+    final: BitMap,
+    model_info: Mapping[str, Any],
+    *,
+    activation_bits: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """Return what a mode made of the assigned widths: averages by parameter, and the final shares as above.
 
     ``changed`` is the share of the assigned map's units whose final width is another one; a coarser final map counts
-    for every unit it covers.
+    for every unit it covers. ``activations`` is ``summarise_bits``' ``activation_bits``, where there are any.
     """
     info = _info_of(assigned, model_info)
-    summary = summarise_bits(final, model_info)
+    summary = summarise_bits(final, model_info, activation_bits=activation_bits)
     changed = total = 0
     for name, before in assigned.layers.items():
         after = final.layers[name]
         spread = np.broadcast_to(after.reshape(after.shape + (1,) * (before.ndim - after.ndim)), before.shape)
         changed, total = changed + int((spread != before).sum()), total + before.size
     averages = {"assigned": assigned.average(info.shapes), "final": summary["avg_bits"]["by_parameter"]}
-    return {"bits": {**averages, "changed": changed / total}, "share": summary["share"]}
+    inputs = {"activations": summary["activation_bits"]} if "activation_bits" in summary else {}
+    return {"bits": {**averages, "changed": changed / total, **inputs}, "share": summary["share"]}
 
 
 def layer_shares(bits: BitMap) -> list[Row]:

@@ -26,7 +26,8 @@ class GroupTable:
     Attributes:
         groups: G names.
         classes: K names.
-        confusion: int64 (G, K, K), number of samples by [group, true class, predicted class].
+        confusion: int64 (G, K, K), number of samples by [group, true class, predicted class]; float64 where the
+            predictions are drawn by lot: the numbers to be expected.
 
     Example:
         >>> table = GroupTable.count([0, 1, 1], [0, 1, 0], [0, 0, 1], classes=["a", "b"], groups=["x", "y"])
@@ -36,7 +37,7 @@ class GroupTable:
 
     groups: tuple[str, ...]
     classes: tuple[str, ...]
-    confusion: Ints
+    confusion: Ints | Floats
 
     @classmethod
     def count(
@@ -71,6 +72,39 @@ class GroupTable:
         counts = np.bincount(cells, minlength=n_groups * n_classes * n_classes)
         confusion = counts.astype(np.int64, copy=False).reshape(n_groups, n_classes, n_classes)
         return cls(tuple(groups), tuple(classes), confusion)
+
+    @classmethod
+    def expected(
+        cls,
+        labels: npt.ArrayLike,
+        chance: npt.ArrayLike,
+        group: npt.ArrayLike,
+        *,
+        positive: int,
+        classes: Sequence[str],
+        groups: Sequence[str],
+    ) -> GroupTable:
+        """Return the counts to be expected of two-class predictions that are drawn by lot.
+
+        Args:
+            labels: (N,) true classes, 0 or 1.
+            chance: (N,) probability in [0, 1] that class ``positive`` is predicted.
+            group: (N,) groups in [0, G).
+            positive: 0 or 1.
+            classes: two names.
+            groups: G names.
+
+        Example:
+            >>> options = {"positive": 1, "classes": ["a", "b"], "groups": ["x"]}
+            >>> GroupTable.expected([1, 1, 0], [0.5, 1.0, 0.25], [0, 0, 0], **options).confusion.tolist()
+            [[[0.75, 0.25], [0.5, 1.5]]]
+        """
+        truth, member = _codes("labels", labels, 2), _codes("groups", group, len(groups))
+        cells, shape = member * 2 + truth, (len(groups), 2)
+        total = np.bincount(cells, minlength=2 * len(groups)).reshape(shape)
+        drawn = np.bincount(cells, np.asarray(chance, np.float64), minlength=2 * len(groups)).reshape(shape)
+        columns = (total - drawn, drawn) if positive else (drawn, total - drawn)
+        return cls(tuple(groups), tuple(classes), np.stack(columns, axis=2))
 
     def only(self, chosen: Sequence[bool] | None) -> GroupTable:
         """Return the table of the ``chosen`` groups (G,); of all where that is None.

@@ -19,14 +19,18 @@ from fairquant.evaluate.change import compare
 from fairquant.evaluate.groups import defined
 from fairquant.evaluate.harm import harm
 from fairquant.evaluate.loss import excessive_loss
-from fairquant.evaluate.summary import metric_keys, pair, positive_index, summarise
+from fairquant.evaluate.mitigation import mitigated
+from fairquant.evaluate.summary import flat_gaps, metric_keys, pair, positive_index, summarise
 from fairquant.predictions import Predictions, SplitPredictions
-
-GAPS = ("eopp1", "eopp0", "eodd", "dp_difference", "equal_opportunity", "equalized_odds", "predictive_equality")
 
 
 def evaluation(
-    before: Predictions, after: Predictions, *, section: EvaluateSection, groupings: Sequence[Grouping] = ()
+    before: Predictions,
+    after: Predictions,
+    *,
+    section: EvaluateSection,
+    groupings: Sequence[Grouping] = (),
+    postprocess: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what compression changed, as a nested dict for metrics/evaluate.json.
 
@@ -35,17 +39,19 @@ def evaluation(
         after: the quantized model's predictions of the same samples.
         section: what is computed and how.
         groupings: further groupings of the samples (``audit.groupings``).
+        postprocess: options of each method of post-processing, by its name.
 
     Returns:
         ``compare_split`` of the test split, each row of ``group`` with ``counted``; ``interval`` of these values
         (``bootstrap.intervals``; absent without resamples); ``harm`` and ``harmed_groups``; ``excessive_loss``;
         ``audit``; AUC and calibration error in the rows of ``quantized.group``; and ``overall``, ``worst_group`` and
         ``gap`` of the validation split under ``val``: what may be looked at when choosing between settings. Which
-        groups are large enough to count is decided on the test split, for both.
+        groups are large enough to count is decided on the test split, for both. With post-processing also
+        ``postprocess`` (``mitigation.mitigated``).
 
     Raises:
         ArtifactError: the two were not made on the same samples, classes and groups.
-        ConfigError: ``section.positive_class`` is not a class.
+        ConfigError: ``section.positive_class`` is not a class, or there is post-processing of other than two classes.
     """
     if (before.classes, before.groups) != (after.classes, after.groups):
         raise ArtifactError("predictions before and after: got other classes or groups; allowed: the same (dvc repro)")
@@ -61,6 +67,9 @@ def evaluation(
             before["test"], after["test"], groupings=groupings, classes=before.classes, section=section
         )
         _add_calibration(test["quantized"]["group"], after, section.positive_class)
+        if postprocess:
+            models = {"before": before, "after": after}
+            test["postprocess"] = mitigated(models, methods=postprocess, section=section, counted=options["counted"])
     return test | {"val": {key: val[key] for key in ("overall", "worst_group", "gap") if key in val}}
 
 
@@ -102,7 +111,7 @@ def compare_split(
         "worst_group": pair(old["worst_acc"], new["worst_acc"]),
     }
     if parity:
-        result["gap"] = {"before": _gaps(old), "after": _gaps(new)}
+        result["gap"] = {"before": flat_gaps(old), "after": flat_gaps(new)}
     result["group"] = {
         key: {"n": int(change.counts[g])}
         | pair(defined(change.before[g]), defined(change.after[g]))
@@ -173,10 +182,6 @@ def _add_calibration(rows: Mapping[str, dict[str, Any]], predictions: Prediction
 
 def _ends(interval: Mapping[str, Any] | None, when: str) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (interval[when]["low"], interval[when]["high"])
-
-
-def _gaps(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    return dict(summary["acc_gap"]) | {name: summary[name] for name in GAPS if name in summary}
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

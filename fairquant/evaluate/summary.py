@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from fairquant.evaluate.groups import GroupTable, defined
 from fairquant.predictions import SplitPredictions
 
 BINARY_RATES = ("selection_rate", "tpr", "fpr", "tnr")
+GAPS = ("eopp1", "eopp0", "eodd", "dp_difference", "equal_opportunity", "equalized_odds", "predictive_equality")
+"""Gaps that stand beside those of accuracy, where they were computed."""
 
 
 def summarise(
@@ -48,6 +50,13 @@ def summarise(
     table = GroupTable.count(
         predictions.labels, predictions.predicted, predictions.groups, classes=classes, groups=groups
     )
+    return summarise_table(table, positive=positive, parity=parity, counted=counted)
+
+
+def summarise_table(
+    table: GroupTable, *, positive: int | None, parity: bool = True, counted: Sequence[bool] | None = None
+) -> dict[str, Any]:
+    """Return ``summarise``'s metrics of counts; ``positive`` is the number of the positive class, if there is one."""
     counting = table.only(counted)
     worst = gaps.worst_group(counting)
     summary: dict[str, Any] = {
@@ -61,6 +70,11 @@ def summarise(
     summary["group"] = _groups(table, positive)
     summary["class"] = _classes(table)
     return summary
+
+
+def flat_gaps(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return every gap of a ``summarise`` result with parity, by name."""
+    return dict(summary["acc_gap"]) | {name: summary[name] for name in GAPS if name in summary}
 
 
 def positive_index(positive_class: str | None, classes: Sequence[str]) -> int | None:
@@ -122,7 +136,7 @@ def _groups(table: GroupTable, positive: int | None) -> dict[str, Any]:
     rows = {}
     for g, key in enumerate(metric_keys(table.groups)):
         rates = {rate: defined(values[g]) for rate, values in columns.items()}
-        rows[key] = {"n": int(table.counts[g])} | rates
+        rows[key] = {"n": round(float(table.counts[g]))} | rates
     return rows
 
 
@@ -131,4 +145,4 @@ def _classes(table: GroupTable) -> dict[str, Any]:
     cells = [f"class {table.classes[k]!r}" for k in np.flatnonzero(counts == 0)]
     gaps.warn_undefined("class accuracy", "accuracy", cells, "null")
     keys = metric_keys(table.classes)
-    return {key: {"n": int(counts[k]), "accuracy": defined(accuracy[k])} for k, key in enumerate(keys)}
+    return {key: {"n": round(float(counts[k])), "accuracy": defined(accuracy[k])} for k, key in enumerate(keys)}

@@ -12,11 +12,11 @@ from torch import nn
 
 from fairquant.errors import UserError
 from fairquant.models import weights as importer
-from fairquant.models.families import timm_models, torchvision_models
+from fairquant.models.families import cifar, micronet, timm_models, torchvision_models
 from fairquant.models.spec import ModelSpec
 
-FAMILIES: tuple[ModuleType, ...] = (torchvision_models, timm_models)
-"""In order of precedence: a name known to both (``resnet18``) is torchvision's; timm's goes by its tagged name."""
+FAMILIES: tuple[ModuleType, ...] = (torchvision_models, cifar, micronet, timm_models)
+"""In order of precedence: a name known to two (``resnet18``) is torchvision's; timm's goes by its tagged name."""
 
 
 def build(spec: ModelSpec, *, weights: str = "none", strict: bool = True, seed: int) -> nn.Module:
@@ -46,7 +46,8 @@ def _family(name: str) -> ModuleType:
     known = sorted({candidate for family in FAMILIES for candidate in family.names()})
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f", such as {' | '.join(close)}" if close else ""
-    raise UserError(f"model.name: got {name!r}; allowed: a torchvision or timm model name{hint}")
+    own = " | ".join(sorted([*cifar.names(), *micronet.names()]))
+    raise UserError(f"model.name: got {name!r}; allowed: a torchvision or timm model name{hint}; or {own}")
 
 
 def _create(family: ModuleType, spec: ModelSpec, *, pretrained: bool) -> nn.Module:

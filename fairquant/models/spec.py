@@ -16,7 +16,7 @@ class ModelSpec:
     """A classifier without its weights.
 
     Attributes:
-        name: a torchvision or timm model name.
+        name: a torchvision or timm model name, or one of this project's (``models/families``).
         classes: class names, in the order of the logits; two at least.
         image_size: height and width of the input, pixels.
         mean: per input channel, of images in [0, 1]; kept to six digits, as the JSON files keep it.

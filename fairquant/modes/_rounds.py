@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from fairquant.allocate.bitmap import unit_shape
-from fairquant.allocate.protect import protected_widths
 from fairquant.allocate.rounds import OPEN, Bits, freeze_next, mix_of
 from fairquant.errors import UserError
 from fairquant.models.layers import quantizable_layers, weight_parameter
+from fairquant.modes._activations import ActivationPlan
+from fairquant.modes._attach import fold
 from fairquant.modes._job import QuantizeJob
 from fairquant.modes._terms import training_terms
+from fairquant.modes._widths import held_widths
 from fairquant.quantize.frozen import attach_frozen, freeze, frozen_units
 from fairquant.train import checkpoint
 from fairquant.train.history import EpochRow, History
@@ -37,14 +39,16 @@ class Rounds:
     """State of an iterative run on ``job.model``; found again after a kill."""
 
     def __init__(self, job: QuantizeJob) -> None:
-        """Prepare the model and take up finished rounds. Raises ``ConfigError`` as ``protected_widths`` does."""
+        """Prepare the model and take up finished rounds. Raises ``ConfigError`` as ``held_widths`` does."""
         if job.ranking is None:
             raise UserError("iterative_qat: got a job without ranking; allowed: one that measures importance")
         self.job, self.rank = job, job.ranking
         self.terms, self.teacher = training_terms(job)  # before quantizers are attached
+        self.activations = ActivationPlan.of(job)
+        fold(job, job.bits)
         job.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = quantizable_layers(job.model)
-        self.held = protected_widths(job.protect, list(layers), job.roles)
+        self.held = held_widths(job, list(layers))
         self.shapes = {name: tuple(weight_parameter(m).shape) for name, m in layers.items() if name not in self.held}
         self.number = len(epochs_of_rounds(job.training.epochs, job.section.iterative.rounds))
         self.rows: list[EpochRow] = []
@@ -52,13 +56,15 @@ class Rounds:
         key = self._key()
         attach_frozen(job.model, job.bits.granularity, scale=job.section.scale, percentile=job.section.percentile)
         freeze(job.model, {name: job.bits.layers[name] if name in self.held else self._open(name) for name in layers})
+        self.model = self.activations.attach(job.model)
+        self.activations.calibrate(self.model)
         self.directory = None if job.checkpoint_dir is None else job.checkpoint_dir / key
         self._resume()
 
     def freeze(self) -> None:
         """Freeze the next share of the units, least important first."""
-        units = self.rank(self.job.model, self.shapes)
-        frozen = {name: layer.bits.cpu().numpy() for name, layer in frozen_units(self.job.model).items()}
+        units = self.rank(self.model, self.shapes)
+        frozen = {name: layer.bits.cpu().numpy() for name, layer in frozen_units(self.model).items()}
         mix = mix_of(self._line_up(self.job.bits.layers), units.sizes)
         now = self._line_up(frozen)
         widths = freeze_next(units.importance, units.sizes, now, mix, share=(self.done + 1) / self.number)
@@ -69,7 +75,8 @@ class Rounds:
             int((widths != OPEN).sum()),
             len(widths),
         )
-        freeze(self.job.model, frozen | dict(units.scatter(widths).layers))
+        freeze(self.model, frozen | dict(units.scatter(widths).layers))
+        self.activations.calibrate(self.model)
 
     def finish(self, history: History) -> None:
         """Take in a round's training and save where the run stands."""
@@ -79,7 +86,7 @@ class Rounds:
         self.done += 1
         if self.directory is not None and self.done < self.number:
             rows = [row.to_dict() for row in self.rows]
-            state = {"model": self.job.model.state_dict(), "rows": rows, "best_epoch": self.best_epoch}
+            state = {"model": self.model.state_dict(), "rows": rows, "best_epoch": self.best_epoch}
             state["terms"] = [term.state for term in self.terms]
             checkpoint.save(self.directory, {**state, "done": self.done})
 
@@ -95,7 +102,7 @@ class Rounds:
     def _resume(self) -> None:
         state = checkpoint.load(self.directory) if self.directory is not None else None
         if state is not None:
-            self.job.model.load_state_dict(state["model"])
+            self.model.load_state_dict(state["model"])
             for term, remembered in zip(self.terms, state["terms"], strict=True):
                 term.load_state(remembered, self.job.device)
             self.rows = [EpochRow(**row) for row in state["rows"]]
@@ -106,6 +113,7 @@ class Rounds:
         job = self.job
         params = job.section.model_dump() | {"seed": job.seed, "precision": job.precision, "device": job.device.type}
         params |= {"debug": job.debug, "ranking": self.rank.key, "protect": job.protect.model_dump()}
+        params["held"] = list(job.bits.held)
         params["bits"] = {name: bits.tolist() for name, bits in job.bits.layers.items()}
         return checkpoint.key("rounds", params, str(job.store.meta["checksum"]), job.model.state_dict())
 

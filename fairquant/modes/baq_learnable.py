@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fairquant.modes._activations import ActivationPlan
+from fairquant.modes._attach import fold
 from fairquant.modes._job import QuantizeJob, QuantizeResult
 from fairquant.modes._terms import training_terms
+from fairquant.modes._widths import held_widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +27,6 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     """
     import torch
 
-    from fairquant.allocate.protect import protected_widths
     from fairquant.models.layers import quantizable_layers
     from fairquant.quantize.attach import attach_learned, settle_learned
     from fairquant.train.loop import fit
@@ -32,14 +34,17 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     from fairquant.train.width_control import WidthControl
 
     terms, teacher = training_terms(job)  # before quantizers are attached
+    plan = ActivationPlan.of(job)
+    fold(job, job.bits)
     job.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    held = protected_widths(job.protect, list(quantizable_layers(job.model)), job.roles)
+    held = held_widths(job, list(quantizable_layers(job.model)))
     sizes = _unit_sizes(job.model, job)
     baq = job.section.baq
     attach_learned(job.model, job.bits, held=set(held), bit_min=baq.bit_min, bit_max=baq.bit_max)
-    control = WidthControl(job.model, sizes, baq)
+    model = plan.apply(job.model)
+    control = WidthControl(model, sizes, baq)
     history = fit(
-        job.model,
+        model,
         job.store,
         section=job.training,
         seed=job.seed,
@@ -50,8 +55,8 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
         checkpoint_dir=job.checkpoint_dir,
         hooks=control,
     )
-    settle_learned(job.model)
-    return QuantizeResult(job.model.eval(), history)
+    settle_learned(model)
+    return QuantizeResult(model.eval(), history)
 
 
 def _unit_sizes(model: nn.Module, job: QuantizeJob) -> dict[str, int]:

@@ -6,18 +6,22 @@ trained in full precision; the widths stay as assigned.
 
 from __future__ import annotations
 
-from fairquant.modes._attach import attach
+from fairquant.modes._attach import attach_folding
 from fairquant.modes._job import QuantizeJob, QuantizeResult
 from fairquant.modes._terms import training_terms
 
 
 def quantize(job: QuantizeJob) -> QuantizeResult:
-    """Quantize at the assigned widths, then fine-tune; the epoch with the best validation accuracy is kept."""
+    """Quantize at the assigned widths, then fine-tune; the epoch with the best validation accuracy is kept.
+
+    Where batch norm is folded while training, the model that comes out is a plainly folded one.
+    """
+    from fairquant.quantize.folded import settle_folding
     from fairquant.train.loop import fit
     from fairquant.train.refresh import RefreshScales
 
     terms, teacher = training_terms(job)  # before quantizers are attached
-    model = attach(job, job.bits).model
+    model = attach_folding(job, job.bits).model
     history = fit(
         model,
         job.store,
@@ -30,4 +34,5 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
         checkpoint_dir=job.checkpoint_dir,
         hooks=RefreshScales(model),
     )
+    settle_folding(model)
     return QuantizeResult(model, history)

@@ -6,6 +6,8 @@ that it makes up for what was frozen (incremental network quantization, Zhou et 
 widths is the assigned one; which unit gets which of them is decided by the importance at the time it is frozen. After
 the last round everything is frozen, and its epochs train what is never quantized: biases and normalisation.
 
+Quantized activations are calibrated before the first round, and anew whenever units were frozen.
+
 What the fairness loss remembers (group weights, multipliers) is carried from round to round, as the last step left it,
 and the teacher is the full-precision model that the first round started from.
 """
@@ -31,9 +33,9 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     rounds = Rounds(job)
     for epochs in epochs_of_rounds(job.training.epochs, job.section.iterative.rounds)[rounds.done :]:
         _freeze_and_train(job, rounds, epochs)
-    settle_frozen(job.model, job.bits.granularity)
+    settle_frozen(rounds.model, job.bits.granularity)
     rounds.close()
-    return QuantizeResult(job.model.eval(), rounds.history())
+    return QuantizeResult(rounds.model.eval(), rounds.history())
 
 
 def _freeze_and_train(job: QuantizeJob, rounds: Rounds, epochs: int) -> None:
@@ -41,7 +43,7 @@ def _freeze_and_train(job: QuantizeJob, rounds: Rounds, epochs: int) -> None:
 
     rounds.freeze()
     history = fit(
-        job.model,
+        rounds.model,
         job.store,
         section=job.section.model_copy(update={"epochs": epochs}),
         seed=job.seed,

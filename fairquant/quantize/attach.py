@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from fairquant.allocate.bitmap import BitMap, unit_shape
 from fairquant.errors import ArtifactError, UserError
 from fairquant.models.layers import quantizable_layers, weight_parameter
+from fairquant.quantize.codebook import CodebookQuantizer
 from fairquant.quantize.learned_widths import LearnedWidthQuantizer, learned_quantizers
 from fairquant.quantize.quantizer import WeightQuantizer
 
@@ -31,31 +32,49 @@ def quantize_model(
     scale: str = "absmax",
     percentile: float = 99.9,
     tables: Mapping[str, Tensor] | None = None,
+    zero_points: Mapping[str, Tensor] | None = None,
+    iterations: int = 50,
+    books: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> None:
     """Attach a quantizer to every quantizable layer of ``model``, in place.
 
     Args:
         model: full-precision model; its weights stay, as the latent weights.
-        bitmap: widths of every quantizable layer.
+        bitmap: widths of every quantizable layer, and the scheme of their grids or that there are codebooks instead.
         scale: name of the step-size method (a file of ``quantize/scales``).
         percentile: of |w|, used by ``scale: percentile``.
         tables: step sizes by layer, instead of measuring them (see ``WeightQuantizer.table``).
+        zero_points: with ``tables``, in the asymmetric scheme.
+        iterations: of k-means at most, where there are codebooks.
+        books: codes and centroids by layer, instead of clustering (see ``CodebookQuantizer``).
 
     Raises:
         ArtifactError: ``bitmap`` is not of this model (names a layer and what differs).
-        UserError: the model already has quantizers.
+        UserError: the model already has quantizers, or a width has no codebook.
     """
-    if quantizers(model):
+    if quantizers(model) or codebooks(model):
         raise UserError("model: got a model that is quantized already; allowed: a full-precision model")
     layers = quantizable_layers(model)
     _check(bitmap, {name: tuple(layer.get_parameter("weight").shape) for name, layer in layers.items()})
     for name, layer in layers.items():
         bits = torch.from_numpy(bitmap.layers[name].copy())
-        table = None if tables is None else tables[name]
+        weight, table = layer.get_parameter("weight"), None if tables is None else tables[name]
         try:
-            quantizer = WeightQuantizer(
-                layer.get_parameter("weight"), bits, method=scale, percentile=percentile, table=table
-            )
+            quantizer: nn.Module
+            if bitmap.codebook is not None:
+                given = None if books is None else books[name]
+                quantizer = CodebookQuantizer(weight, bits, per=bitmap.codebook, iterations=iterations, given=given)
+                weight.requires_grad_(weight.requires_grad and quantizer.trains_weight)
+            else:
+                quantizer = WeightQuantizer(
+                    weight,
+                    bits,
+                    method=scale,
+                    percentile=percentile,
+                    scheme=bitmap.scheme,
+                    table=table,
+                    zero_points=None if zero_points is None else zero_points[name],
+                )
         except UserError as error:
             raise type(error)(f"layer {name}: {error}") from None
         parametrize.register_parametrization(layer, "weight", quantizer.train(layer.training), unsafe=True)
@@ -120,18 +139,29 @@ def quantizers(model: nn.Module) -> dict[str, WeightQuantizer]:
     return {name.removesuffix(QUANTIZER): module for name, module in named}
 
 
+def codebooks(model: nn.Module) -> dict[str, CodebookQuantizer]:
+    """Return the codebooks by layer name, in module order; empty for a model without."""
+    named = ((name, module) for name, module in model.named_modules() if isinstance(module, CodebookQuantizer))
+    return {name.removesuffix(QUANTIZER): module for name, module in named}
+
+
 def latent_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the full-precision weights under the quantizers, by layer name."""
-    return {name: model.get_parameter(name + ORIGINAL) for name in quantizers(model)}
+    return {name: model.get_parameter(name + ORIGINAL) for name in quantizers(model) | codebooks(model)}
 
 
 def bitmap_of(model: nn.Module) -> BitMap:
     """Return the widths of a quantized model; raises ``UserError`` for a model without quantizers."""
-    found = quantizers(model)
+    found, coded = quantizers(model), codebooks(model)
+    if coded:
+        of_first = next(iter(coded.values()))
+        widths = {name: quantizer.bits.cpu().numpy().copy() for name, quantizer in coded.items()}
+        return BitMap(of_first.granularity, widths, codebook=of_first.per)
     if not found:
         raise UserError("model: got a model without quantizers; allowed: one that quantize_model was called on")
-    granularity = next(iter(found.values())).granularity
-    return BitMap(granularity, {name: quantizer.bits.cpu().numpy().copy() for name, quantizer in found.items()})
+    first = next(iter(found.values()))
+    widths = {name: quantizer.bits.cpu().numpy().copy() for name, quantizer in found.items()}
+    return BitMap(first.granularity, widths, scheme=first.scheme)
 
 
 def scale_tables(model: nn.Module) -> dict[str, Tensor]:
@@ -140,8 +170,15 @@ def scale_tables(model: nn.Module) -> dict[str, Tensor]:
     return {name: quantizer.table(weights[name]) for name, quantizer in quantizers(model).items()}
 
 
+def zero_point_tables(model: nn.Module) -> dict[str, Tensor]:
+    """Return the zero points in use by layer name, int32 of ``scale_tables``' shapes; empty in the symmetric scheme."""
+    weights = latent_weights(model)
+    found = {name: quantizer.zero_points(weights[name]) for name, quantizer in quantizers(model).items()}
+    return {name: table for name, table in found.items() if table is not None}
+
+
 def refresh_scales(model: nn.Module) -> None:
-    """Measure anew the step sizes of methods that do so at the start of every epoch (percentile, mse)."""
+    """Measure anew the grids of methods that do so at the start of every epoch (percentile, mse)."""
     weights = latent_weights(model)
     for name, quantizer in quantizers(model).items():
         quantizer.refresh(weights[name])

@@ -1,4 +1,4 @@
-"""Step sizes of rows of weights at several bit-widths, and the rows quantized with them.
+"""Grids of rows of weights at several bit-widths, and the rows quantized with them.
 
 An allocator compares what each row (a channel, or a whole layer) would lose at each width before widths are assigned.
 Its step sizes are those a ``WeightQuantizer`` measures on a layer whose rows all have that width: the same plug-in, the
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairquant import plugins
 from fairquant.errors import UserError
-from fairquant.quantize.fake_quant import PRUNED, SIGN, UNTOUCHED, prepare_widths, round_to_grid
+from fairquant.quantize.fake_quant import PRUNED, SIGN, UNTOUCHED, Grid, prepare_widths, round_to_grid
 from fairquant.quantize.layout import measure
 from fairquant.quantize.rows import blocks
 
@@ -24,7 +24,7 @@ from fairquant.quantize.rows import blocks
 def step_sizes(
     rows: Tensor, widths: Sequence[int], *, method: str, percentile: float, importance: Tensor | None = None
 ) -> Tensor:
-    """Measure the step sizes of ``rows`` at each of ``widths``.
+    """Measure the step sizes of symmetric grids for ``rows`` at each of ``widths``.
 
     Args:
         rows: (r, n), a row per channel or one row for a layer, as ``rows.as_rows`` gives them (sums of a row depend,
@@ -67,13 +67,37 @@ def _of_block(
         found[SIGN] = plugin.sign_step(rows, importance=importance)
     for width in set(widths) - set(found):
         bits = torch.full((len(rows), 1), width, device=rows.device)
-        found[width] = measure(plugin, rows, prepare_widths(bits, rows.dtype), percentile)
+        found[width] = measure(plugin, rows, prepare_widths(bits, rows.dtype), percentile).delta
     return torch.cat([found[width] for width in widths], 1) if widths else rows.new_empty(len(rows), 0)
 
 
 @torch.no_grad()
-def quantize_rows(rows: Tensor, width: int, delta: Tensor) -> Tensor:
-    """Fake-quantize ``rows`` (r, n) at one width with step sizes ``delta`` (r, 1): (r, n).
+def asymmetric_grids(rows: Tensor, widths: Sequence[int], *, method: str, percentile: float) -> Grid:
+    """Measure the asymmetric grids of ``rows`` at each of ``widths``: step sizes and zero points, (r, W) each.
+
+    Arguments, order and errors are those of ``step_sizes``; zero points are whole floats, 0 at 0, 1 and 32 bits.
+
+    >>> delta, zero = asymmetric_grids(torch.tensor([[1.5, -0.5]]), [1, 2, 3], method="absmax", percentile=100)
+    >>> delta.tolist(), zero.tolist()
+    ([[1.0, 0.6666666865348816, 0.2857142984867096]], [[0.0, 1.0, 2.0]])
+    """
+    plugin = plugins.load("scale", method)
+    deltas, zeros = torch.zeros(2, len(rows), len(widths), dtype=rows.dtype, device=rows.device)
+    for block in blocks(*rows.shape, on_cpu=rows.is_cpu):
+        for column, width in enumerate(widths):
+            bits = torch.full((len(rows[block]), 1), width, device=rows.device)
+            delta, zero = measure(
+                plugin, rows[block], prepare_widths(bits, rows.dtype, scheme="asymmetric"), percentile
+            )
+            deltas[block, column] = delta[:, 0]
+            if zero is not None:
+                zeros[block, column] = zero[:, 0]
+    return Grid(deltas, zeros)
+
+
+@torch.no_grad()
+def quantize_rows(rows: Tensor, width: int, delta: Tensor, zero: Tensor | None = None) -> Tensor:
+    """Fake-quantize ``rows`` (r, n) at one width with step sizes ``delta`` (r, 1), and zero points: (r, n).
 
     The result is that of a ``WeightQuantizer``, bit for bit; at 32 bits it is ``rows`` itself, not a copy.
 
@@ -84,7 +108,8 @@ def quantize_rows(rows: Tensor, width: int, delta: Tensor) -> Tensor:
         return rows
     out = torch.empty_like(rows)
     bits = torch.tensor([[width]], device=rows.device)
-    round_to_grid(rows, delta, prepare_widths(bits, rows.dtype), out)
+    widths = prepare_widths(bits, rows.dtype, scheme="symmetric" if zero is None else "asymmetric")
+    round_to_grid(rows, Grid(delta, zero), widths, out)
     return out
 
 

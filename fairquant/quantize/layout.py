@@ -1,6 +1,7 @@
-"""Widths and step sizes of one layer, laid out in the order its weight lies in memory.
+"""Widths and grids of one layer, laid out in the order its weight lies in memory.
 
-Step sizes are a table (out | 1, columns): one column, or one per width present where the widths of a channel differ.
+Step sizes, and zero points with them, are a table (out | 1, columns): one column, or one per width present where the
+widths of a channel differ.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fairquant.quantize.fake_quant import UNTOUCHED, Plan, StepSize, Widths, apply_plan, prepare_widths, widths_present
+from fairquant.allocate.bitmap import Scheme
+from fairquant.quantize.fake_quant import (
+    NO_GRID,
+    UNTOUCHED,
+    Grid,
+    GridOf,
+    Plan,
+    Widths,
+    apply_plan,
+    prepare_widths,
+    widths_present,
+)
 from fairquant.quantize.rows import Workspace, as_rows, blocks, inner_order, part
 
 
@@ -30,7 +42,7 @@ class Layout:
         widths: prepared widths, (out | 1, n | 1).
         columns: the widths that have a column of the table each; (0,) stands for "all in one".
         slot: uint8 (out, n), the column each weight uses; None where there is one column.
-        whole: one step size for the whole layer.
+        whole: one grid for the whole layer.
     """
 
     order: tuple[int, ...]
@@ -40,7 +52,7 @@ class Layout:
     whole: bool
 
     @classmethod
-    def of(cls, weight: Tensor, bits: Tensor) -> Layout:
+    def of(cls, weight: Tensor, bits: Tensor, scheme: Scheme = "symmetric") -> Layout:
         """Lay out ``bits`` of shape () | (out,) | the weight's for ``weight`` (out, …)."""
         order = inner_order(weight)
         present = columns_of(bits)
@@ -52,37 +64,43 @@ class Layout:
             slot = lookup.to(weight.device)[rows.long()]
         else:
             rows, slot = bits.reshape(bits.shape[0] if bits.dim() else 1, -1)[:, :1], None
-        return cls(order, prepare_widths(rows, weight.dtype), present, slot, whole=bits.dim() == 0)
+        return cls(order, prepare_widths(rows, weight.dtype, scheme=scheme), present, slot, whole=bits.dim() == 0)
 
-    def measured(self, plugin: ModuleType, percentile: float) -> StepSize:
-        """Return a function that measures the step sizes of a block of rows."""
+    def measured(self, plugin: ModuleType, percentile: float) -> GridOf:
+        """Return a function that measures the grids of a block of rows."""
         return lambda weight, block: measure(plugin, weight, self.widths.block(block), percentile)
 
-    def table(self, weight: Tensor, plugin: ModuleType, percentile: float) -> Tensor:
-        """Measure the table (out | 1, columns) of ``weight``; 1 where a channel has no weight of that width."""
+    def table(self, weight: Tensor, plugin: ModuleType, percentile: float) -> Grid:
+        """Measure the table (out | 1, columns) of ``weight``; Δ = 1, z = 0 where a channel has no weight of a width."""
         rows = as_rows(weight, self.order)
         if self.whole:
             return measure(plugin, rows.reshape(1, -1), self.widths, percentile)
-        step_size = self.measured(plugin, percentile)
+        grid_of = self.measured(plugin, percentile)
         parts = []
         for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
-            delta = step_size(rows[block], block)
+            delta, zero = grid_of(rows[block], block)
             if self.slot is not None:
                 slot = self.slot[block].long()
                 delta = delta.new_ones(len(slot), len(self.columns)).scatter_(1, slot, delta)
-            parts.append(delta)
-        return torch.cat(parts)
+                zero = None if zero is None else torch.zeros_like(delta).scatter_(1, slot, zero)
+            parts.append(Grid(delta, zero))
+        zeros = [zero for _, zero in parts if zero is not None]
+        return Grid(torch.cat([delta for delta, _ in parts]), torch.cat(zeros) if zeros else None)
 
-    def looked_up(self, table: Tensor) -> StepSize:
-        """Return a function that reads the step sizes of a block of rows from ``table``."""
-        slot = self.slot
-        if slot is None:
-            return lambda _, block: part(table, block)
-        return lambda _, block: table[block].gather(1, slot[block].long())
+    def looked_up(self, table: Grid) -> GridOf:
+        """Return a function that reads the grids of a block of rows from ``table``."""
+        delta, zero = table
+        if zero is None:
+            return lambda _, block: Grid(self._look_up(delta, block))
+        return lambda _, block: Grid(self._look_up(delta, block), self._look_up(zero, block))
 
-    def apply(self, weight: Tensor, step_size: StepSize, *, clips: bool, workspace: Workspace | None) -> Tensor:
-        """Fake-quantize ``weight`` with fixed step sizes."""
-        return apply_plan(weight, Plan(self.widths, step_size, clips, workspace=workspace))
+    def _look_up(self, values: Tensor, block: slice) -> Tensor:
+        """Return what the weights of a block find in a table of ``values``."""
+        return part(values, block) if self.slot is None else values[block].gather(1, self.slot[block].long())
+
+    def apply(self, weight: Tensor, grid_of: GridOf, *, clips: bool, workspace: Workspace | None) -> Tensor:
+        """Fake-quantize ``weight`` with fixed grids."""
+        return apply_plan(weight, Plan(self.widths, grid_of, clips, workspace=workspace))
 
     def apply_learned(self, weight: Tensor, scale: Tensor, *, workspace: Workspace | None) -> Tensor:
         """Fake-quantize ``weight`` with the learned table ``scale`` (flat); its gradient is scaled as LSQ does."""
@@ -99,7 +117,7 @@ class Layout:
                 new = torch.zeros_like(sums[block]).scatter_add_(1, self.slot[block].long(), gradient)
                 sums[block] += new * factor[block]
 
-        return apply_plan(weight, Plan(self.widths, self.looked_up(table), True, add, workspace), scale)
+        return apply_plan(weight, Plan(self.widths, self.looked_up(Grid(table)), True, add, workspace), scale)
 
     def _gradient_factor(self, weight: Tensor, n_rows: int) -> Tensor:
         """Return 1/√(N·M) for each entry of the table: N weights share it, M = 1 at 1 bit."""
@@ -127,9 +145,13 @@ def table_shape(weight: Tensor, bits: Tensor) -> tuple[int, int]:
     return (weight.shape[0] if bits.dim() else 1, len(columns_of(bits)))
 
 
-def measure(plugin: ModuleType, weight: Tensor, widths: Widths, percentile: float) -> Tensor:
-    """Return the step sizes (r, n | 1) of rows (r, n): the plug-in's, mean |w| at 1 bit, 1 at 0 and 32 bits."""
-    delta: Tensor = plugin.make_scale(weight, widths.largest, percentile=percentile)
+def measure(plugin: ModuleType, weight: Tensor, widths: Widths, percentile: float) -> Grid:
+    """Return the grids (r, n | 1) of rows (r, n): the plug-in's, Δ = mean |w| at 1 bit, 1 at 0 and 32 bits."""
+    zero: Tensor | None = None
+    if widths.scheme == "symmetric":
+        delta: Tensor = plugin.make_scale(weight, widths.largest, percentile=percentile)
+    else:
+        delta, zero = plugin.make_grid(weight, widths.largest, percentile=percentile)
     if widths.sign is not None:
         chosen = widths.sign.expand(weight.shape)
         total = torch.where(chosen, weight.abs(), 0.0).sum(1, keepdim=True, dtype=torch.float64)
@@ -138,4 +160,4 @@ def measure(plugin: ModuleType, weight: Tensor, widths: Widths, percentile: floa
     for mask in (widths.pruned, widths.untouched):
         if mask is not None:
             delta = delta.masked_fill(mask, 1.0)
-    return delta
+    return Grid(delta, zero if zero is None else zero.masked_fill(widths.largest == NO_GRID, 0.0))

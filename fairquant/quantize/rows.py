@@ -17,14 +17,14 @@ BLOCK = 1 << 18
 
 
 def inner_order(weight: Tensor) -> tuple[int, ...]:
-    """Return the dimensions after the first, outermost in memory first.
+    """Return the dimensions after the first, outermost in memory first; those of length 1 give way to others.
 
     >>> import torch
     >>> inner_order(torch.zeros(4, 3, 2, 2)), inner_order(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last))
     ((1, 2, 3), (2, 3, 1))
     """
-    strides = weight.stride()
-    return tuple(sorted(range(1, weight.dim()), key=lambda d: (-strides[d], d)))
+    strides, shape = weight.stride(), weight.shape
+    return tuple(sorted(range(1, weight.dim()), key=lambda d: (-strides[d], shape[d] == 1, d)))
 
 
 def as_rows(tensor: Tensor, order: tuple[int, ...]) -> Tensor:

@@ -11,6 +11,7 @@ from fairquant.report.classic import classic_files, flatten, text
 from fairquant.report.details import audit_tables, changed_widths, gate_table, harmed_line, loss_table, width_table
 from fairquant.report.inputs import ReportInputs
 from fairquant.report.latex import as_latex
+from fairquant.report.mitigation import MEANING, mitigation_tables
 from fairquant.report.plots import write_plots
 from fairquant.report.tables import gap_table, group_table, table_notes
 from fairquant.report.widths import choice, costly_layers, group_losses
@@ -92,7 +93,7 @@ def sizes(inputs: ReportInputs) -> str:
 
 
 def report_page(inputs: ReportInputs, plots: Mapping[str, str], width_plots: Mapping[str, str]) -> str:
-    """Return report.md: the group table, plots by link, gaps, further groups, gates, widths, sizes, how it was made.
+    """Return report.md: group table, plots by link, gaps, further groups, post-processing, widths, sizes, settings.
 
     ``plots`` and ``width_plots`` are {file name: what it shows}; the latter stand beside the reasons for the widths.
     """
@@ -103,6 +104,7 @@ def report_page(inputs: ReportInputs, plots: Mapping[str, str], width_plots: Map
         *_groups(inputs),
         *_links(plots),
         *_gaps(inputs),
+        *_mitigation(inputs),
         *_widths(inputs, width_plots),
         *_size(inputs),
         "## How it was made",
@@ -138,6 +140,12 @@ def _gaps(inputs: ReportInputs) -> list[str]:
     for name, cells in audit_tables(evaluate).items():
         parts += [f"## Groups by {escape(name)}", as_markdown(cells)]
     return parts
+
+
+def _mitigation(inputs: ReportInputs) -> list[str]:
+    tables = mitigation_tables(inputs.metrics["evaluate"])
+    parts = [part for name, cells in tables.items() for part in (f"### {escape(name)}", as_markdown(cells))]
+    return ["## Post-processing", MEANING, *parts] if parts else []
 
 
 def _links(plots: Mapping[str, str]) -> list[str]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from fairquant.config.schema import DistillSection
+from fairquant.config.quantization import DistillSection
 from fairquant.train.terms import LossBatch, State
 
 TEACHER = True

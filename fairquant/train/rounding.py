@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -26,15 +27,24 @@ def round_model(
 ) -> None:
     """Attach quantizers of widths ``bits`` to ``model`` on ``device``, in place; no weight is trained.
 
-    Step sizes that came with the widths are used as they are, others measured by ``section.scale``. Where
-    ``section.correction_images`` asks for it, and some weight is rounded, batch norm and biases are corrected.
+    Grids are of ``section.weight_scheme``, whatever ``bits`` says. Step sizes that came with the widths are used as
+    they are, others measured by ``section.scale``; where ``bits`` asks for codebooks, weights are clustered instead.
+    Where ``section.correction_images`` asks for it, and some weight is rounded, batch norm and biases are corrected.
     The model ends in evaluation mode. Raises ``ArtifactError`` for widths of another model.
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     samples = section.correction_images if bits.widths() != (32,) else 0
     reference = copy.deepcopy(model).eval() if samples else None
     steps = {name: torch.from_numpy(table.copy()) for name, table in bits.steps.items()} or None
-    quantize_model(model, bits, scale=section.scale, percentile=section.percentile, tables=steps)
+    bits = replace(bits, scheme=section.weight_scheme)
+    quantize_model(
+        model,
+        bits,
+        scale=section.scale,
+        percentile=section.percentile,
+        tables=steps,
+        iterations=section.codebook.iterations,
+    )
     model.eval()
     if reference is not None:
         correct(model, reference, store, samples=samples, device=device, precision=precision, seed=seed)

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairquant.config.schema import BaqSection
+from fairquant.config.quantization import BaqSection
 from fairquant.quantize.learned_widths import ENDS, learned_quantizers, squash, unsquash
 from fairquant.quantize.width_budget import round_to_budget
 from fairquant.train.hooks import Hooks

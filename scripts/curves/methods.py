@@ -3,7 +3,8 @@
 ``levels_*`` is the published allocation (FairQuant, arXiv 2602.23192: grape importance, three widths by rank, absmax
 step sizes); ``optimal_*`` minimises the predicted loss within the byte limit; ``ours`` is the preset. ``*_mse`` are the
 baselines with the step sizes that ``optimal_*`` has, and ``*_corrected`` have batch norm and biases corrected
-besides, as ``ours`` has, so that what comes from allocation, step sizes and correction can be told apart.
+besides, as ``ours`` has, so that what comes from allocation, step sizes and correction can be told apart. ``ours_*``
+differ from ``ours`` in what fine-tuning minimises alone.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ TUNED: Settings = {
 
 @dataclass(frozen=True)
 class Method:
-    """``settings`` of every point, those of the tuned ones, and what a budget adds (None: there is no such point)."""
+    """``settings`` of every point, those of the tuned ones, and what a budget adds (None: there is no such point).
+
+    ``only_tuned``: without fine-tuning it would be another method again.
+    """
 
     settings: Settings
     budget: Budget
     tuned: Settings = field(default_factory=lambda: TUNED)
+    only_tuned: bool = False
 
 
 def _rounded(scale: str, images: int) -> Settings:
@@ -61,6 +66,10 @@ def _optimal(reducer: str, scale: str = "mse", images: int = 0, tuned: Settings 
     return Method({**fixed, **_rounded(scale, images)}, budgets.packed, tuned)
 
 
+def _ours(tuned: Settings, *, only_tuned: bool = True) -> Method:
+    return Method(presets.get("ours").settings, budgets.packed, tuned, only_tuned)
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "uniform": _uniform("absmax"),
@@ -72,7 +81,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         **{f"optimal_{reducer}": _optimal(reducer) for reducer in REDUCERS},
         "optimal_max_corrected": _optimal("max", "mse", CORRECTED),
         "optimal_max_weighted": _optimal("max", "weighted"),
-        "ours": Method(presets.get("ours").settings, budgets.packed, {}),
+        "ours": _ours({}, only_tuned=False),
+        "ours_plain": _ours(TUNED),
+        "ours_distilled": _ours({"quantize.fairness_weight": 0}),
+        "ours_drop": _ours({"quantize.distill.weight": 0}),
+        "ours_dro": _ours({"quantize.fairness_loss": "group_dro"}),
     }
 )
 """Every method by name, in the order of the tables."""
@@ -91,6 +104,6 @@ def settings_of(name: str, info: ModelInfo, budget: float, *, tuned: bool) -> Se
     """Return the settings of one point by dotted key of params.yaml; None where the method has no such budget."""
     method = get(name)
     spent = method.budget(info, budget)
-    if spent is None:
+    if spent is None or (method.only_tuned and not tuned):
         return None
     return {**method.settings, **(method.tuned if tuned else UNTUNED), **spent}

@@ -1,8 +1,9 @@
 import re
 
+import numpy as np
 import pytest
 
-from fairquant.allocate.protect import matching_layers, protected_widths
+from fairquant.allocate.protect import matching_layers, protected_widths, sensitive_widths, sensitivities
 from fairquant.config.schema import ProtectSection
 from fairquant.errors import ConfigError
 
@@ -69,3 +70,49 @@ def test_layers_of_one_entry_for_any_key():
 
 def test_a_layer_named_like_a_role_is_found_where_the_role_is_not_known():
     assert matching_layers("some.key", "last", ["first", "last"], {"first": "first"}) == ["last"]
+
+
+class TestSensitive:
+    """Four layers of 10, 20, 30 and 40 weights; two groups whose whole importance is 10 and 1000."""
+
+    SHAPES = {"a": (2, 5), "b": (4, 5), "c": (6, 5), "d": (8, 5)}
+    SIZES = {"a": 10, "b": 20, "c": 30, "d": 40}
+    TOTALS = {
+        "a": np.array([1.0, 100.0]),
+        "b": np.array([1.0, 800.0]),
+        "c": np.array([6.0, 60.0]),
+        "d": np.array([2.0, 40.0]),
+    }
+
+    def test_share_of_importance_over_share_of_weights_for_the_group_that_needs_it_most(self):
+        # shares: a .1, .1; b .1, .8; c .6, .06; d .2, .04; of the weights: .1, .2, .3, .4
+        assert sensitivities(self.TOTALS, self.SIZES) == pytest.approx({"a": 1.0, "b": 4.0, "c": 2.0, "d": 0.5})
+
+    def test_a_group_with_large_losses_does_not_decide_alone(self):
+        louder = {name: part * np.array([1.0, 1e6]) for name, part in self.TOTALS.items()}
+        assert sensitivities(louder, self.SIZES) == pytest.approx(sensitivities(self.TOTALS, self.SIZES))
+
+    def test_a_group_to_which_nothing_matters_has_no_share(self):
+        assert sensitivities({"a": np.array([0.0, 1.0]), "b": np.zeros(2)}, {"a": 1, "b": 1}) == {"a": 2.0, "b": 0.0}
+
+    @pytest.mark.parametrize(("number", "found"), [(0, []), (1, ["b"]), (2, ["b", "c"]), (3, ["a", "b", "c"])])
+    def test_the_most_sensitive_are_held_in_model_order(self, number, found):
+        protect = ProtectSection(sensitive=number, sensitive_bits=16)
+        assert sensitive_widths(protect, self.TOTALS, self.SHAPES, {}) == dict.fromkeys(found, 16)
+
+    def test_named_layers_are_not_counted_again(self):
+        protect = ProtectSection(sensitive=2)
+        assert list(sensitive_widths(protect, self.TOTALS, self.SHAPES, {"b": 32})) == ["a", "c"]
+
+    def test_equals_are_taken_in_model_order(self):
+        equal = dict.fromkeys(("x", "y", "z"), np.ones(2))
+        shapes = dict.fromkeys(("x", "y", "z"), (2, 2))
+        assert list(sensitive_widths(ProtectSection(sensitive=2), equal, shapes, {})) == ["x", "y"]
+
+    def test_more_than_there_are(self):
+        line = (
+            "assign.protect.sensitive: got 4; allowed: at most 3, the model's layers that assign.protect.layers does "
+            "not name"
+        )
+        with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
+            sensitive_widths(ProtectSection(sensitive=4), self.TOTALS, self.SHAPES, {"a": 32})

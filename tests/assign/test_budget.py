@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,10 +49,11 @@ def spent(priced: Prices, widths, free):
 @pytest.mark.parametrize("seed", range(40))
 def test_prices_are_what_a_map_costs(seed, granularity):
     info, shapes, widths, held, free = random_case(seed, granularity)
-    bits, model = bitmap_of(granularity, shapes, held, free), ModelInfo.from_json(info)
-    real = spending(bits, info)
-    for reserve in (first_reserve(widths, held, model, granularity), reserve_of(bits, widths)):
-        priced = prices(ALL, model, granularity=granularity, widths=widths, held=held, reserve=reserve)
+    scheme = ("symmetric", "asymmetric")[seed % 2]
+    bits = replace(bitmap_of(granularity, shapes, held, free), scheme=scheme)
+    model, real = ModelInfo.from_json(info), spending(bits, info)
+    for reserve in (first_reserve(widths, held, model, granularity, scheme), reserve_of(bits, widths)):
+        priced = prices(ALL, model, granularity=granularity, widths=widths, held=held, reserve=reserve, scheme=scheme)
         assert priced.keys == ("avg_bits", "size_mb", "gbops")
         assert (np.diff(priced.costs, axis=2) >= 0).all()  # what an allocator asks for
         found = (spent(priced, widths, free) + priced.fixed) * priced.unit
@@ -61,7 +63,8 @@ def test_prices_are_what_a_map_costs(seed, granularity):
     # cost more than the next are left.
     slack = (found[1] - real["size_mb"]) * 1e6
     units = sum(layer.size for layer in bits.layers.values())
-    assert slack <= len(shapes) + 1 + 2 * len(widths) + (units if 32 in widths or len(widths) > 2 else 0)
+    rounding = len(shapes) * (2 if scheme == "asymmetric" else 1) + 1
+    assert slack <= rounding + 2 * len(widths) + (units if 32 in widths or len(widths) > 2 else 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -128,6 +131,16 @@ class TestByHand:
         assert each.costs.tolist() == [[[2, 4, 34]]]  # scales are in the reserve: two channels, one width with a grid
         assert each.fixed.tolist() == [7 * 32 + 4 * 16 + 2 * 8 + 8 + 160 + 20 * 2 + 4 * 32 + 2 * 32]
 
+    def test_packed_with_zero_points(self):
+        """As above; a channel at 2 bits has a zero point of 2 bits, each of fc's four one of 8, a byte a layer more."""
+        reserve = first_reserve(self.WIDTHS, {"fc": 8}, self.INFO, "per_channel", "asymmetric")
+        found = prices(
+            BudgetSection(avg_bits=None, size_mb=0.001), self.INFO, granularity="per_channel", widths=self.WIDTHS,
+            held={"fc": 8}, reserve=reserve, scheme="asymmetric",
+        )  # fmt: skip
+        assert found.costs.tolist() == [[[2, 6 + 2 + 32 + 2, 96 + 2]]]
+        assert found.fixed.tolist() == [608 + 4 * 8 + 2 * 8]
+
     def test_a_long_code_never_makes_a_width_dearer_than_the_next(self):
         found = self.priced("per_param", Reserve({0: 9, 2: 1, 8: 1, 32: 1}, {"conv": 0}), size_mb=0.001)
         assert found.costs.tolist() == [[[9, 9, 33]]]
@@ -150,13 +163,17 @@ class TestReserve:
         info = ModelInfo(SHAPES, {}, {}, rest=0, macs=dict.fromkeys(SHAPES, 1))
         assert first_reserve((0, 2, 4), {"fc": 8}, info, "per_channel") == Reserve({0: 2, 2: 2, 4: 2, 8: 2}, None)
         assert first_reserve((4,), {}, info, "per_tensor") == Reserve({4: 0}, None)
-        assert first_reserve((0, 2, 4, 8, 32), {}, info, "per_param").scales == {"conv": 6, "fc": 12}
-        assert first_reserve((0, 2, 32), {"fc": 8}, info, "per_param").scales == {"conv": 2}
+        assert first_reserve((0, 2, 4, 8, 32), {}, info, "per_param").grids == {"conv": 192, "fc": 384}
+        assert first_reserve((0, 2, 32), {"fc": 8}, info, "per_param").grids == {"conv": 64}
+        two = first_reserve((0, 1, 2, 32), {"fc": 8}, info, "per_param", "asymmetric")
+        assert two.grids == {"conv": 2 * (32 + 32 + 2)}  # 1 bit has no zero point
 
     def test_of_a_map_by_hand(self):
         bits = bitmap_of("per_param", SHAPES, {}, {"conv": [0, 2, 2, 4, 4, 4], "fc": [8] * 15 + [0] * 5})
         found = reserve_of(bits, (0, 2, 4, 32))
-        assert found.scales == {"conv": 2, "fc": 3}  # conv: channel 0 has 0, 2, 2, channel 1 4, 4, 4
+        assert found.grids == {"conv": 64, "fc": 96}  # conv: channel 0 has 0, 2, 2, channel 1 4, 4, 4
+        zeros = reserve_of(replace(bits, scheme="asymmetric"), (0, 2, 4, 32)).grids
+        assert zeros == {"conv": 64 + 2 + 4, "fc": 96 + 3 * 8}
         assert found.code == huffman_lengths({0: 1 + 6, 2: 1 + 2, 4: 1 + 3, 32: 1, 8: 15})
 
     @pytest.mark.parametrize("seed", range(10))

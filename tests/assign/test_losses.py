@@ -11,6 +11,7 @@ from fairquant.assign import losses
 from fairquant.assign.losses import (
     Rounding,
     deltas,
+    grids,
     increase_of,
     layer_losses,
     sensitivity,
@@ -85,6 +86,26 @@ def test_what_is_predicted_is_what_a_quantizer_does(scale, granularity):
         np.testing.assert_array_equal(quantizer.table(torch.from_numpy(weight)).numpy(), steps[:, [index]])
         rounded = quantizer(torch.from_numpy(weight)).detach().numpy()
         np.testing.assert_array_equal(delta.reshape(weight.shape), rounded - weight)
+
+
+@pytest.mark.parametrize("scale", ["absmax", "mse", "percentile"])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_what_is_predicted_is_what_a_quantizer_with_zero_points_does(scale, granularity):
+    weight = weights(SHAPES)["conv"] + np.float32(0.5)
+    how = Rounding(scale, 99.0, granularity, WIDTHS, "asymmetric")
+    steps, zeros = grids(weight, how)
+    assert steps.shape == zeros.shape == (1 if granularity == "per_tensor" else 5, 6)
+    maps = importance_maps(SHAPES).layers["conv"]
+    found = layer_losses(weight, maps, how, increase_of("fisher"), steps, zeros)
+    plain = layer_losses(weight, maps, rounding(granularity, scale), increase_of("fisher"),
+                         step_sizes(weight, rounding(granularity, scale)))  # fmt: skip
+    for index, width in enumerate(WIDTHS):
+        bits = torch.full((5,) if granularity == "per_channel" else (), width, dtype=torch.uint8)
+        quantizer = WeightQuantizer(torch.from_numpy(weight), bits, method=scale, percentile=99.0, scheme="asymmetric")
+        delta = quantizer(torch.from_numpy(weight)).detach().double().numpy() - weight
+        expected = (0.5 * maps.astype(np.float64) * delta**2).reshape(3, len(steps), -1).sum(2)
+        np.testing.assert_allclose(found.losses[:, :, index], expected, rtol=2e-5, atol=1e-9)
+        assert (found.losses[:, :, index] == plain.losses[:, :, index]).all() == (width in (0, 1, 32))
 
 
 def test_per_param_rows_are_channels():

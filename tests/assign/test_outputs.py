@@ -155,6 +155,17 @@ def test_allocators_without_a_budget_have_no_curve(case, allocator):
     assert to_csv(reports.curve, CURVE_COLUMNS) == "budget,avg_bits,packed_mb,group,predicted,measured,accuracy\n"
 
 
+def test_protected_layers_are_listed_by_reason(case):
+    info, _ = case
+    first = next(iter(info["layers"]))
+    protect = {"layers": [first], "bits": 8, "sensitive": 1, "sensitive_bits": 8}
+    config = configure(allocator="levels")
+    config = config.model_copy(update={"assign": Config(assign={"protect": protect}).assign})
+    found, reports = described(info, config)
+    assert reports.metrics["protected"] == {"named": [first], "sensitive": list(found.bits.held)}
+    assert len(found.bits.held) == 1 and found.bits.held[0] != first
+
+
 def test_per_parameter_the_chosen_point_alone(case):
     info, _ = case
     _, reports = described(info, configure(granularity="per_param", explain={"measure": False}))

@@ -17,7 +17,7 @@ from fairquant.assign._sample import Point, Sample
 from fairquant.assign._search import Search
 from fairquant.assign._stream import Stream, round_weights
 from fairquant.assign.per_param import StreamedLayer, minimise_streamed
-from fairquant.quantize.ladder import quantize_rows, step_sizes
+from fairquant.quantize.ladder import asymmetric_grids, quantize_rows, step_sizes
 
 WIDTHS = (0, 1, 2, 3, 4, 6, 8)
 BITS = np.array(WIDTHS, dtype=np.float64)
@@ -64,7 +64,9 @@ def table(layers, widths, costs):
     for number, layer in enumerate(layers):
         w, parts = torch.from_numpy(layer.weight), []
         for index, width in enumerate(widths):
-            delta = quantize_rows(w, width, torch.from_numpy(layer.steps[:, index : index + 1])) - w
+            step, zero = layer.grid(slice(None), index)
+            rounded = quantize_rows(w, width, torch.from_numpy(step), None if zero is None else torch.from_numpy(zero))
+            delta = rounded - w
             parts.append(layer.maps.astype(np.float64) * increase(delta.numpy(), layer.weight))
         losses.append(np.stack(parts, axis=-1).reshape(len(layer.maps), -1, len(widths)))
         prices.append(np.repeat(costs[:, number : number + 1], layer.weight.size, axis=1))
@@ -103,6 +105,36 @@ def test_weights_are_rounded_as_the_quantizer_rounds_them(width):
     round_weights(weight, width, step, out)
     expected = quantize_rows(torch.from_numpy(weight), width, torch.from_numpy(step)).numpy()
     assert (out == expected).all()
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3, 5, 8, 16, 32])
+def test_weights_are_rounded_as_the_quantizer_rounds_them_with_zero_points(width):
+    rng = np.random.default_rng(width)
+    weight = rng.standard_normal((5, 300)).astype(np.float32)
+    weight[0, :7] = [0.0, -0.0, 0.25, 0.75, -0.25, 1.25, -1.75]
+    step = np.float32([[0.5], [0.1], [1.0], [0.01], [3.0]])
+    zero = rng.integers(0, 2 ** min(width, 16), (5, 1)).astype(np.float32)
+    out = np.empty_like(weight)
+    round_weights(weight, width, step, out, zero)
+    expected = quantize_rows(torch.from_numpy(weight), width, torch.from_numpy(step), torch.from_numpy(zero)).numpy()
+    assert (out == expected).all()
+
+
+def test_a_large_problem_with_zero_points():
+    """Streamed losses, the sample's table and the proof are those of asymmetric grids."""
+    layers = []
+    for layer in case(((20, 60), (30, 40)), seed=3):
+        weight = torch.from_numpy(layer.weight + np.float32(0.7))
+        steps, zeros = asymmetric_grids(weight, WIDTHS, method="absmax", percentile=100)
+        layers.append(StreamedLayer(layer.name, weight.numpy(), layer.maps, steps.numpy(), zeros.numpy()))
+    costs, limits, objective = bits(layers), np.array([4.0 * count(layers)]), OBJECTIVES["max"]
+    solution = streamed(layers, costs, limits, objective, gap=COARSE)
+    check(solution, layers, WIDTHS, costs, limits, objective)
+    assert solution.gap <= COARSE
+    symmetric = [StreamedLayer(x.name, x.weight, x.maps, step_sizes(torch.from_numpy(x.weight), WIDTHS,
+                                                                    method="absmax", percentile=100).numpy())
+                 for x in layers]  # fmt: skip
+    assert solution.value < streamed(symmetric, costs, limits, objective, gap=COARSE).value
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

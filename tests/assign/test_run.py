@@ -1,6 +1,7 @@
 """The whole of assign on small models, against allocations worked out by hand."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from fairquant import plugins
 from fairquant.assign.run import assign, assign_bits
 from fairquant.config import Config
+from fairquant.cost.size import size_report
 from fairquant.errors import ArtifactError, ConfigError, UserError
 from fairquant.importance.maps import ImportanceMaps
 from fairquant.quantize.ladder import quantize_rows, step_sizes
@@ -120,6 +122,47 @@ def test_protected_layers_are_held_and_the_shares_apply_to_the_rest(granularity)
     assert (bits.layers["fc"] == 32).all()
     for name in without:
         np.testing.assert_array_equal(bits.layers[name], free.layers[name])
+
+
+class TestSensitiveLayers:
+    """conv has 6 weights of 16, mid 6, fc 4; per group the importance is spread as said."""
+
+    #            conv                 mid               fc
+    CHANNELS = {"conv": [[1, 1, 1], [1, 1, 1]], "mid": [[1, 1], [1, 1]], "fc": [[2, 2], [7, 7]]}
+    # sums: a 6, 6, 8 of 20; b 6, 6, 28 of 40
+    # sensitivity of conv and mid (6/20)/(6/16) = .8, of fc (28/40)/(4/16) = 2.8
+
+    def assigned(self, *, layers=(), number=1, **settings):
+        protect = {"layers": layers, "bits": 16, "sensitive": number, "sensitive_bits": 8}
+        config = Config(assign={"protect": protect, **settings.pop("assign", {})}, **settings)
+        return assign(_constant_maps(self.CHANNELS, ("a", "b")), _info(), config, lambda: weights(SHAPES))
+
+    @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_param"])
+    @pytest.mark.parametrize("allocator", ["levels", "uniform"])
+    def test_the_most_sensitive_is_held_beside_the_named(self, allocator, granularity):
+        found = self.assigned(
+            layers=["conv"], allocator=allocator, granularity=granularity, assign={"uniform_bits": 3, "bits": (2, 3, 4)}
+        )
+        assert found.bits.held == ("fc",) and found.named == ("conv",)
+        assert set(found.bits.counts("conv")) == {16} and set(found.bits.counts("fc")) == {8}
+        assert max(found.bits.counts("mid")) <= 4
+
+    def test_a_budget_pays_for_it(self):
+        maps = importance_maps(SHAPES)
+        protect = {"protect": {"sensitive": 1, "sensitive_bits": 8}, "optimal": {"bits": [2, 4]}}
+        config = Config(allocator="optimal", reducer="max", assign=protect, budget={"avg_bits": 4.5})
+        found = assign(maps, model_info(SHAPES), config, lambda: weights(SHAPES))
+        (held,) = found.bits.held
+        assert set(found.bits.counts(held)) == {8} and found.bits.average(SHAPES) <= 4.5
+        assert all(max(found.bits.counts(name)) <= 4 for name in SHAPES if name != held)
+
+    def test_none_by_default(self):
+        found = self.assigned(number=0)
+        assert found.bits.held == () and found.named == ()
+
+    def test_more_than_there_are(self):
+        with pytest.raises(ConfigError, match="^assign.protect.sensitive: got 3; allowed: at most 2, the model"):
+            self.assigned(layers=["fc"], number=3)
 
 
 def test_everything_protected():
@@ -344,3 +387,49 @@ def test_step_sizes_kept_are_those_of_the_reducer_and_its_options():
         )  # fmt: skip
         kept, alone = (assign(maps, info, config, lambda: weights(SHAPES), memory=m) for m in (memory, None))
         assert kept.spent.value == alone.spent.value
+
+
+class TestAsymmetric:
+    SHAPES = {"conv": (6, 3, 3, 3), "fc": (4, 20)}
+
+    def assigned(self, granularity, **budget):
+        maps, model = importance_maps(self.SHAPES), model_info(self.SHAPES)
+        full = {name: weight + np.float32(0.8) for name, weight in weights(self.SHAPES).items()}
+        config = Config(
+            allocator="optimal",
+            granularity=granularity,
+            reducer="max",
+            budget={"avg_bits": None, **budget},
+            assign={"optimal": {"bits": [0, 1, 2, 3, 4, 8]}},
+            quantize={"scale": "mse", "weight_scheme": "asymmetric"},
+        )
+        return maps, model, full, assign(maps, model, config, lambda: full)
+
+    @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_param"])
+    def test_predicted_losses_are_those_of_grids_with_zero_points(self, granularity):
+        """Per parameter every candidate's grid is that of the whole channel, so widths are quantized one by one."""
+        maps, _, full, found = self.assigned(granularity, avg_bits=3.0)
+        assert found.bits.scheme == "asymmetric"
+        totals = np.zeros(3)
+        for name, weight in full.items():
+            tensor, widths = torch.from_numpy(weight), found.bits.broadcastable(name, weight.shape)
+            for width in (0, 1, 2, 3, 4, 8):
+                bits = torch.full(() if granularity == "per_tensor" else weight.shape[:1], width, dtype=torch.uint8)
+                quantizer = WeightQuantizer(tensor, bits, method="mse", scheme="asymmetric")
+                delta = quantizer(tensor).detach().double().numpy() - weight
+                effect = 0.5 * maps.layers[name].astype(np.float64) * delta**2 * (widths == width)
+                totals += effect.reshape(3, -1).sum(axis=1)
+        np.testing.assert_allclose(found.spent.totals, totals, rtol=1e-4)
+
+    @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_param"])
+    def test_a_budget_of_bytes_pays_for_zero_points(self, granularity):
+        _, model, _, found = self.assigned(granularity, size_mb=0.00035)
+        shapes, rest = {name: tuple(layer["shape"]) for name, layer in model["layers"].items()}, 3
+        packed = size_report(found.bits, shapes, rest=rest).packed
+        assert packed <= 350 and (packed > 300 or granularity != "per_channel")  # others' steps are coarse here
+        assert packed > size_report(replace(found.bits, scheme="symmetric"), shapes, rest=rest).packed
+
+    def test_levels_know_the_scheme_too(self):
+        config = Config(quantize={"weight_scheme": "asymmetric"})
+        assert assign_bits(_maps(), _info(), config).scheme == "asymmetric"
+        assert assign_bits(_maps(), _info(), Config()).scheme == "symmetric"

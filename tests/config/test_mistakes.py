@@ -21,7 +21,7 @@ MISTAKES = {
     "pretrain: {lrr: 1}": f"pretrain.lrr: unknown key (did you mean 'lr'?), got 1; allowed: {TRAIN_KEYS}",
     "report: {xyz: 1}": "report.xyz: unknown key, got 1; allowed: title",
     "assign: {protect: {layer: [fc]}}": "assign.protect.layer: unknown key (did you mean 'layers'?), got ['fc']; "
-    "allowed: bits | layers",
+    "allowed: bits | layers | sensitive | sensitive_bits",
     "assign: {reducers: {cvr: {alpha: 1}}}": "assign.reducers.cvr: unknown key (did you mean 'cvar'?), "
     f"got {{'alpha': 1}}; allowed: {REDUCERS}",
     "assign: {reducers: {cvar: {alfa: 1}}}": "assign.reducers.cvar.alfa: unknown key (did you mean 'alpha'?), got 1; "
@@ -111,6 +111,18 @@ MISTAKES = {
     "assign: {bits: [4, 4, 8]}": "assign.bits: got [4, 4, 8]; allowed: each bit-width once",
     "data: {val_fraction: 0.6, test_fraction: 0.5}": "data.val_fraction + data.test_fraction: got 0.6 + 0.5; "
     "allowed: a sum below 1",
+    "{quant_mode: kmeans, granularity: per_param}": "granularity: got 'per_param' with quant_mode kmeans; allowed: "
+    "per_tensor | per_channel (a codebook for every single weight is not a format)",
+    "{quant_mode: kmeans, assign: {bits: [2, 4, 12]}}": "assign.bits: got 12 with quant_mode kmeans; allowed: 0 to 8, "
+    "or 32 (a codebook of 8 bits has 256 entries)",
+    "{quant_mode: kmeans, allocator: uniform, assign: {uniform_bits: 16}}": "assign.uniform_bits: got 16 with "
+    "quant_mode kmeans; allowed: 0 to 8, or 32 (a codebook of 8 bits has 256 entries)",
+    "{quant_mode: kmeans, assign: {protect: {layers: [fc], bits: 16}}}": "assign.protect.bits: got 16 with quant_mode "
+    "kmeans; allowed: 0 to 8, or 32 (a codebook of 8 bits has 256 entries)",
+    "{quant_mode: kmeans, assign: {protect: {sensitive: 1, sensitive_bits: 9}}}": "assign.protect.sensitive_bits: got "
+    "9 with quant_mode kmeans; allowed: 0 to 8, or 32 (a codebook of 8 bits has 256 entries)",
+    "{quant_mode: kmeans, allocator: optimal, reducer: max, budget: {size_mb: 5}}": "budget.size_mb: got 5 with "
+    "quant_mode kmeans, whose codebooks it does not count; allowed: null (avg_bits and gbops hold)",
     "{quant_mode: baq_learnable, granularity: per_param}": "granularity: got 'per_param' with quant_mode "
     "baq_learnable; allowed: per_tensor | per_channel (a learned width for every single weight is not a format)",
     "quantize: {baq: {bit_min: 8, bit_max: 4}}": "quantize.baq.bit_min: got 8 above bit_max 4; "

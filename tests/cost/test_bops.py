@@ -21,3 +21,9 @@ def test_full_precision_is_macs_times_1024():
 def test_single_weights_count_with_the_mean_of_their_channel():
     conv = np.array([[2, 4], [8, 8]], np.uint8)
     assert bops({"conv": 100}, BitMap("per_param", {"conv": conv})) == pytest.approx((50 * 3 + 50 * 8) * 32)
+
+
+def test_activations_by_layer():
+    bits = BitMap.filled({"conv": (), "fc": ()}, 4)
+    assert bops(MACS, bits, activation_bits={"conv": 8}) == 1000 * 4 * 8 + 60 * 4 * 32
+    assert bops(MACS, bits, activation_bits={}) == bops(MACS, bits)

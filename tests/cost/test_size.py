@@ -48,6 +48,23 @@ def test_per_param_by_hand():
     assert size.fp32 == 4 * 21
 
 
+def test_zero_points_take_a_code_each():
+    """Per channel: 2 + 4 + 4 + 8 bits in conv (3 bytes), none at 0, 1 and 32 bits. Per parameter: one per width."""
+    layers = {"conv": _u8([2, 4, 4, 8]), "fc": _u8([0, 1])}
+    plain, zeros = (
+        size_report(BitMap("per_channel", layers, scheme=scheme), SHAPES, rest=REST)
+        for scheme in ("symmetric", "asymmetric")
+    )
+    assert (plain.scales, zeros.scales) == (4 * 5, 4 * 5 + 3)
+    assert zeros.packed == plain.packed + 3 and zeros.weights == plain.weights
+    conv = np.full((4, 3, 1, 1), 2, dtype=np.uint8)
+    conv[0, 0], conv[3] = 4, 8
+    each = BitMap("per_param", {"conv": conv, "fc": np.full((2, 4), 16, np.uint8)}, scheme="asymmetric")
+    assert size_report(each, SHAPES, rest=0).scales == 4 * (2 + 1 + 1 + 1) + math.ceil((2 + 4 + 2 + 2 + 8) / 8) + 2 * 6
+    whole = BitMap("per_tensor", {"conv": _u8(3), "fc": _u8(8)}, scheme="asymmetric")
+    assert size_report(whole, SHAPES, rest=0).scales == (4 + 1) + (4 + 1)
+
+
 def test_full_precision_costs_its_weights_and_rest_only():
     size = size_report(BitMap.filled(SHAPES, 32), SHAPES, rest=REST)
     assert size.weights + size.rest == size.fp32
@@ -105,3 +122,24 @@ def test_to_dict_is_in_megabytes_with_names():
 
 def test_an_empty_model_has_no_ratio():
     assert math.isnan(size_report(BitMap("per_tensor", {}), {}, rest=0).ratio)
+
+
+class TestCodebooks:
+    """Four bytes for each value of each codebook, in the place of scales; by hand."""
+
+    LAYERS = {"conv": _u8([2, 4, 4, 8]), "fc": _u8([0, 32])}
+
+    def test_one_per_layer_and_width(self):
+        size = size_report(BitMap("per_channel", self.LAYERS, codebook="tensor"), SHAPES, rest=REST)
+        # channel 0: 3 weights, fewer than 4 values; channels 1 and 2: 6 weights of 16; channel 3: 3 weights of 256
+        assert size.scales == 4 * (3 + 6 + 3)
+        assert size.weights == math.ceil(3 * (2 + 4 + 4 + 8) / 8) + 4 * 32 // 8
+
+    def test_one_per_channel(self):
+        large = BitMap("per_channel", {"conv": _u8([1, 2, 4, 0])}, codebook="channel")
+        assert size_report(large, {"conv": (4, 100)}, rest=0).scales == 4 * (2 + 4 + 16)
+
+    def test_one_width_for_a_layer(self):
+        books = {per: BitMap("per_tensor", {"fc": _u8(4)}, codebook=per) for per in ("tensor", "channel")}
+        sizes = {per: size_report(bits, {"fc": (10, 100)}, rest=0).scales for per, bits in books.items()}
+        assert sizes == {"tensor": 4 * 16, "channel": 4 * 16 * 10}

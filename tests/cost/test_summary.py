@@ -30,6 +30,16 @@ def test_metrics_by_hand():
     assert metrics["size"]["ratio"] == pytest.approx(metrics["size"]["fp32_mb"] / metrics["size"]["packed_mb"])
 
 
+def test_activations_by_hand():
+    metrics, plain = summarise_bits(BITS, INFO, activation_bits={"conv.0": 8}), summarise_bits(BITS, INFO)
+    assert metrics["gbops"] == pytest.approx((1_000_000 * 4.5 * 8 + 8_000 * 8 * 32) / 1e9)
+    assert metrics["activation_bits"] == pytest.approx((1_000_000 * 8 + 8_000 * 32) / 1_008_000)
+    assert list(metrics) == ["avg_bits", "size", "gbops", "activation_bits", "share"]
+    assert summarise_bits(BITS, INFO, activation_bits={}) == plain and "activation_bits" not in plain
+    widths = summarise_widths(BITS, BITS, INFO, activation_bits={"conv.0": 8, "fc": 8})
+    assert widths["bits"]["activations"] == 8
+
+
 def test_no_metric_key_holds_a_dot():
     def keys(value):
         return [k for key, item in value.items() for k in [key, *(keys(item) if isinstance(item, dict) else [])]]

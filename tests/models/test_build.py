@@ -19,6 +19,10 @@ LISTED = [
     ("deit_tiny_patch16_224", 32),
     ("vit_small_patch16_224", 32),
     ("resnet18.a1_in1k", 32),
+    ("resnet20", 32),
+    ("nin", 32),
+    ("nin_gc", 32),
+    ("face_cnn", 48),
 ]
 
 
@@ -69,7 +73,11 @@ def test_the_seed_alone_decides_the_weights(make_spec, name):
     [
         ("resnt18", "^model.name: got 'resnt18'; allowed: a torchvision or timm model name, such as resnet18"),
         ("resnet18.bogus", "^model.name: got 'resnet18.bogus'; allowed: a torchvision or timm model name"),
-        ("?", "^model.name: got '\\?'; allowed: a torchvision or timm model name$"),
+        (
+            "?",
+            "^model.name: got '\\?'; allowed: a torchvision or timm model name; or face_cnn \\| nin \\| nin_gc \\| "
+            "resnet110 \\| resnet20 \\| resnet32 \\| resnet44 \\| resnet56$",
+        ),
     ],
 )
 def test_unknown_names_get_close_matches(make_spec, name, text):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
 
 from fairquant.errors import UserError
 from fairquant.models.build import build
@@ -128,45 +127,3 @@ def test_build_imports_a_path(tmp_path, make_spec):
     with pytest.raises(UserError, match=r"mis-shaped: classifier.1.weight \[3, 512, 1, 1\] for \[4, 512, 1, 1\]"):
         build(wider, weights=str(tmp_path / "w.pt"), seed=2)
     build(wider, weights=str(tmp_path / "w.pt"), strict=False, seed=2)
-
-
-class Block(nn.Module):
-    def __init__(self, before, after, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
-        self.stride, self.pad = stride, (after - before) // 2
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        short = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
-        return F.relu(y + short)
-
-
-class ResNet20(nn.Module):
-    """The CIFAR resnet20 whose published weights the shared data hold."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        widths = [16, 16, 32, 64]
-        for stage in (1, 2, 3):
-            blocks = [Block(widths[stage - 1], widths[stage], 2 if stage > 1 else 1)]
-            blocks += [Block(widths[stage], widths[stage], 1) for _ in range(2)]
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x):
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
-
-
-def test_published_resnet20_file_loads(shared_data):
-    path = shared_data / "cifar_resnet20" / "resnet20-12fca82f.th"
-    state = load_state_dict(path)
-    model = ResNet20()
-    load_into(model, state, strict=True, source=str(path))
-    assert not any(key.startswith("module.") for key in state)
-    assert sum(value.numel() for value in model.parameters()) == 269_722  # the publisher's 0.27M
-    assert torch.equal(model.layer2[0].conv1.weight, state["layer2.0.conv1.weight"])

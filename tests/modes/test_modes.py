@@ -15,7 +15,15 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import ProtectSection
 from fairquant.errors import ConfigError, UserError
 from fairquant.modes import with_start
-from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, quantizers, scale_tables
+from fairquant.quantize.attach import (
+    bitmap_of,
+    codebooks,
+    latent_weights,
+    quantize_model,
+    quantizers,
+    scale_tables,
+    zero_point_tables,
+)
 from fairquant.train import loop, refresh
 from fairquant.train.correction import correct
 
@@ -31,7 +39,10 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def test_the_plugins():
-    assert MODES == ("baq_learnable", "fair_static", "fair_static_qat", "iterative_qat", "none", "uniform")
+    assert MODES == (
+        "baq_learnable", "fair_static", "fair_static_qat", "hybrid", "iterative_qat", "kmeans", "none", "ptq_dynamic",
+        "ptq_static", "uniform",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -39,7 +50,7 @@ class TestContract:
     def test_every_layer_has_a_quantizer_and_the_result_is_deterministic(self, mode, make_job):
         results = [plugins.load("mode", mode).quantize(make_job()) for _ in range(2)]
         first, second = results
-        assert set(quantizers(first.model)) == {"0", "4"} and not first.model.training
+        assert set(quantizers(first.model) | codebooks(first.model)) == {"0", "4"} and not first.model.training
         assert torch.equal(logits(first.model), logits(second.model))
         assert first.history == second.history and first.history.groups == ("light", "dark")
 
@@ -59,7 +70,7 @@ class TestContract:
         assert torch.isfinite(logits(result.model)).all()
         learned = mode in {"baq_learnable", "iterative_qat"}  # their step sizes are kept, not measured anew
         methods = {quantizer.method for quantizer in quantizers(result.model).values()}
-        assert methods == {"lsq" if learned else scale}
+        assert methods == (set() if codebooks(result.model) else {"lsq" if learned else scale})
 
 
 def test_none_is_the_full_precision_model(make_job):
@@ -122,9 +133,22 @@ class TestFairStaticQat:
         trained = scale_tables(self.quantize(make_job(scale="mse", epochs=3, lr=0.05)).model)
         assert not torch.equal(start["0"], trained["0"])
 
-    @pytest.mark.parametrize("scale", plugins.names("scale"))
-    def test_a_killed_run_resumes_bit_for_bit(self, scale, make_job, tmp_path, monkeypatch):
-        expected = self.quantize(make_job(scale=scale, epochs=3))
+    @pytest.mark.parametrize("scale", ["absmax", "mse"])
+    def test_zero_points_move_with_the_weights(self, scale, make_job):
+        made = {"scale": scale, "weight_scheme": "asymmetric"}
+        start = zero_point_tables(plugins.load("mode", "fair_static").quantize(make_job(**made)).model)
+        result = self.quantize(make_job(**made, epochs=4, lr=0.05))
+        trained = zero_point_tables(result.model)
+        assert any(not torch.equal(start[name], trained[name]) for name in start)
+        assert bitmap_of(result.model).scheme == "asymmetric"
+        assert result.history.rows[-1].train_loss < result.history.rows[0].train_loss
+
+    @pytest.mark.parametrize(
+        "scale, scheme",
+        [*((name, "symmetric") for name in plugins.names("scale")), ("absmax", "asymmetric"), ("mse", "asymmetric")],
+    )
+    def test_a_killed_run_resumes_bit_for_bit(self, scale, scheme, make_job, tmp_path, monkeypatch):
+        expected = self.quantize(make_job(scale=scale, weight_scheme=scheme, epochs=3))
 
         class Killed(Exception):
             pass
@@ -138,9 +162,11 @@ class TestFairStaticQat:
         original = refresh.refresh_scales
         monkeypatch.setattr(refresh, "refresh_scales", lambda model: (kill(model), original(model)))
         with pytest.raises(Killed):
-            self.quantize(make_job(scale=scale, epochs=3, checkpoint_dir=tmp_path / "resume"))
+            self.quantize(make_job(scale=scale, weight_scheme=scheme, epochs=3, checkpoint_dir=tmp_path / "resume"))
         monkeypatch.setattr(refresh, "refresh_scales", original)
-        resumed = self.quantize(make_job(scale=scale, epochs=3, checkpoint_dir=tmp_path / "resume"))
+        resumed = self.quantize(
+            make_job(scale=scale, weight_scheme=scheme, epochs=3, checkpoint_dir=tmp_path / "resume")
+        )
         assert resumed.history == expected.history
         assert torch.equal(logits(resumed.model), logits(expected.model))
 

@@ -8,11 +8,13 @@ import torch
 
 from fairquant import plugins
 from fairquant.allocate.bitmap import BitMap
+from fairquant.allocate.info import ModelInfo
 from fairquant.config.load import parse_config
+from fairquant.cost.size import size_report
 from fairquant.data.store import Store
 from fairquant.errors import ArtifactError
 from fairquant.models.build import build
-from fairquant.models.io import load_model, save_model
+from fairquant.models.io import load_description, load_model, save_model
 from fairquant.models.layers import quantizable_layers
 from fairquant.models.spec import ModelSpec
 from fairquant.modes import QuantizeJob
@@ -67,6 +69,16 @@ def test_a_corrected_model_is_saved_bit_for_bit(project, mode):
     statistics = {name for name in states[0] if name.endswith(("running_mean", "running_var"))}
     biases = {f"{name}.bias" for name, layer in quantizable_layers(kept).items() if layer.bias is not None}
     assert biases and changed == (statistics | biases if mode == "fair_static" else set())
+
+
+def test_codebooks_are_saved_and_paid_for(project):
+    section = {"epochs": 1, "batch_size": 32, "augment": "off"}
+    quantize.main(parse_config({"quant_mode": "kmeans", "quantize": section, "device": "cpu"}))
+    _, _, bits = load_quantized(project / "models/quantized.safetensors")
+    assert bits.codebook == "tensor" and bits.widths() == (8,)
+    info = ModelInfo.from_json(load_description("models/pretrained.json"))
+    values = [min(256, int(np.prod(shape))) for shape in info.shapes.values()]
+    assert size_report(bits, info.shapes, rest=info.rest).scales == 4 * sum(values)
 
 
 def test_bits_of_another_model(project):

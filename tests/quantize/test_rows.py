@@ -9,13 +9,25 @@ from torch import nn
 from fairquant.allocate.bitmap import BitMap
 from fairquant.models.layers import quantizable_layers
 from fairquant.quantize.attach import quantize_model
-from fairquant.quantize.rows import Workspace, as_rows, inner_order
+from fairquant.quantize.rows import Workspace, as_rows, from_rows, inner_order
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_row_views_are_copy_free(layout):
     weight = torch.randn(6, 5, 3, 3).to(memory_format=layout)
     assert as_rows(weight, inner_order(weight)).data_ptr() == weight.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (6, 1, 3, 3), (6, 5, 1, 1), (6, 1, 1, 3), (6, 1, 3, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_rows_go_back_to_the_same_strides(shape, layout):
+    """Also where a length of 1 leaves a choice: a convolution takes its memory format from them."""
+    weight = nn.Conv2d(shape[1], shape[0], shape[2:]).to(memory_format=layout).weight.detach()
+    order = inner_order(weight)
+    back = from_rows(as_rows(weight, order).clone(), weight, order)
+    assert torch.equal(back, weight)
+    lengths = [n for n, size in enumerate(shape) if size > 1 or n == 1]
+    assert [back.stride()[n] for n in lengths] == [weight.stride()[n] for n in lengths]
 
 
 class TestWorkspace:

@@ -33,7 +33,7 @@ INFO = ModelInfo(
     rest=31,
     macs={"conv": 100, "deep": 50, "fc": 15},
 )
-KNOWN = tuple(name for name in methods.METHODS if name != "ours")
+KNOWN = tuple(name for name in methods.METHODS if not name.startswith("ours"))
 
 
 def points(method="uniform", *, bits=(2.0,), tunes=("none",), settings=()):
@@ -124,6 +124,19 @@ class TestPoints:
         limit = {"budget.avg_bits": None, "budget.size_mb": budgets.byte_limit(INFO, 2) / 1e6, "budget.gbops": None}
         assert methods.settings_of("ours", INFO, 2, tuned=True) == {**settings, **limit}
         assert methods.settings_of("ours", INFO, 2, tuned=False) == {**settings, "quant_mode": "fair_static", **limit}
+
+    def test_variants_of_ours_differ_in_what_fine_tuning_minimises(self):
+        whole = dict(methods.settings_of("ours", INFO, 2, tuned=True) or {})
+        changed = {
+            "ours_plain": methods.TUNED,
+            "ours_distilled": {"quantize.fairness_weight": 0},
+            "ours_drop": {"quantize.distill.weight": 0},
+            "ours_dro": {"quantize.fairness_loss": "group_dro"},
+        }
+        assert set(changed) == {name for name in methods.METHODS if name.startswith("ours_")}
+        for name, own in changed.items():
+            assert methods.settings_of(name, INFO, 2, tuned=True) == whole | dict(own) != whole
+            assert methods.settings_of(name, INFO, 2, tuned=False) is None
 
     @pytest.mark.parametrize(
         ("changes", "message"),

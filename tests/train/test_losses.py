@@ -133,7 +133,7 @@ def test_options_out_of_range_are_one_line(key, value, allowed):
     assert str(error.value) == f"params.yaml: quantize.losses.{key}: got {value}; allowed: {allowed}"
 
 
-@pytest.mark.parametrize("name", ["gap", "compression_drop"])  # group_dro: 1/G of the weight is every group's
+@pytest.mark.parametrize("name", ["gap", "compression_drop", "fairalm"])  # group_dro: 1/G of the weight is everyone's
 def test_groups_that_never_come_change_nothing(name):
     batches = [example(seed, groups=2) for seed in range(3)]
     values, _ = run(name, batches)

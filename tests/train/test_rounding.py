@@ -11,7 +11,7 @@ import torch
 from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import QuantizeSection
 from fairquant.errors import ArtifactError, UserError
-from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, scale_tables
+from fairquant.quantize.attach import bitmap_of, latent_weights, quantize_model, scale_tables, zero_point_tables
 from fairquant.quantize.state import plain_state
 from fairquant.train.correction import correct
 from fairquant.train.rounding import round_model
@@ -39,6 +39,18 @@ def test_widths_are_attached_and_weights_kept(network, store):
     quantize_model(plain, BitMap("per_channel", WIDTHS), scale="mse")
     for name, table in scale_tables(plain).items():
         torch.testing.assert_close(scale_tables(model)[name], table, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("of_bits", ["symmetric", "asymmetric"])
+def test_the_scheme_is_that_of_the_settings(network, store, of_bits):
+    bits = BitMap("per_channel", WIDTHS, scheme=of_bits)
+    model = rounded(network, store, bits, weight_scheme="asymmetric")
+    plain = network()
+    quantize_model(plain, BitMap("per_channel", WIDTHS, scheme="asymmetric"))
+    assert bitmap_of(model).scheme == "asymmetric"
+    for name, zero in zero_point_tables(plain).items():
+        assert torch.equal(zero_point_tables(model)[name], zero)
+    assert bitmap_of(rounded(network, store, bits)).scheme == "symmetric"
 
 
 def test_step_sizes_that_came_along_are_used(network, store):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fairquant.allocate.bitmap import BitMap
-from fairquant.config.schema import BaqSection
+from fairquant.config.quantization import BaqSection
 from fairquant.quantize.attach import attach_learned, bitmap_of, settle_learned
 from fairquant.quantize.learned_widths import learned_quantizers
 from fairquant.train import checkpoint

@@ -50,11 +50,11 @@ class SortedRows:
     @classmethod
     def of(cls, weight: Tensor, factors: Tensor | None) -> SortedRows:
         """Sort rows (r, n) with their f ≥ 0, (r, n); None stands for 1."""
-        low, factors = _sort(weight.detach().abs().neg_(), factors)
+        low, factors = sort_rows(weight.detach().abs().neg_(), factors)
         size = low.double().neg_()
         product = size if factors is None else factors * size
-        mass = None if factors is None else _running(factors)
-        return cls(low, factors, mass, _running(product), _running(product * size))
+        mass = None if factors is None else running_sums(factors)
+        return cls(low, factors, mass, running_sums(product), running_sums(product * size))
 
     def trials(self, delta: Tensor, top: float, rows: Tensor | None = None) -> Tensor:
         """Try step sizes ``delta`` (r, K) with M = ``top`` on ``rows`` (indices; None: all): (r, K, 4) float64.
@@ -107,7 +107,7 @@ def _of_rows(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values[rows]
 
 
-def _sort(low: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def sort_rows(low: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Sort rows, and ``factors`` with them; on a CPU by numpy, several times as quick as torch there."""
     if factors is None:
         return torch.from_numpy(np.sort(low.numpy(), axis=1)) if low.is_cpu else low.sort(1).values, None
@@ -115,7 +115,7 @@ def _sort(low: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return low.gather(1, order), factors.gather(1, order).double()
 
 
-def _running(values: Tensor) -> Tensor:
+def running_sums(values: Tensor) -> Tensor:
     """Return the sums of the first 0…n values of each row (r, n): (r, n + 1)."""
     sums = values.new_zeros(values.shape[0], values.shape[1] + 1)
     torch.cumsum(values, 1, out=sums[:, 1:])

@@ -1,7 +1,8 @@
 """mse: the Δ with the least squared error Σ(ŵ − w)² (the "MSE" range setting of Nagel et al. 2021, arXiv 2106.08295).
 
 Searched for every row, and for every width of a row where weights have widths of their own, over clipping ratios c,
-Δ = c · max|w| / M, and refined (``_least_squares``); the error never exceeds that of absmax.
+Δ = c · max|w| / M, and refined (``_least_squares``); the error never exceeds that of absmax. Asymmetric: over both ends
+of the range (``_affine_search``); the error exceeds neither that of min–max nor the symmetric one.
 """
 
 from __future__ import annotations
@@ -38,3 +39,15 @@ def ladder(weight: Tensor, largest: Sequence[float], *, percentile: float, impor
     from fairquant.quantize.scales._least_squares import least_squares_ladder
 
     return least_squares_ladder(weight, largest)
+
+
+def make_grid(weight: Tensor, levels: Tensor, *, percentile: float) -> tuple[Tensor, Tensor]:
+    """Return Δ and zero points of the shape of ``levels`` for rows ``weight`` (r, n); ``percentile`` is not used.
+
+    >>> import torch
+    >>> make_grid(torch.tensor([[0.0, 1.0, 1.0, 2.0, 3.1]]), torch.tensor([[3.0]]), percentile=100)
+    (tensor([[1.0200]]), tensor([[0.]]))
+    """
+    from fairquant.quantize.scales._affine_search import least_squares_grids
+
+    return least_squares_grids(weight, levels)
