@@ -37,14 +37,10 @@ def round_model(
     reference = copy.deepcopy(model).eval() if samples else None
     steps = {name: torch.from_numpy(table.copy()) for name, table in bits.steps.items()} or None
     bits = replace(bits, scheme=section.weight_scheme)
-    quantize_model(
-        model,
-        bits,
-        scale=section.scale,
-        percentile=section.percentile,
-        tables=steps,
-        iterations=section.codebook.iterations,
-    )
+    if bits.codebook is None:
+        quantize_model(model, bits, scale=section.scale, percentile=section.percentile, tables=steps)
+    else:
+        quantize_model(model, bits, iterations=section.codebook.iterations)
     model.eval()
     if reference is not None:
         correct(model, reference, store, samples=samples, device=device, precision=precision, seed=seed)

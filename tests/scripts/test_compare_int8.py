@@ -26,6 +26,16 @@ needs_engine = pytest.mark.skipif(ENGINE is None, reason="this torch has no int8
 PARAMS = "device: cpu\nquantize: {calibration: {batches: 2, batch_size: 16}}\n"
 
 
+@pytest.fixture(autouse=True)
+def undetermined():
+    """Whatever ran before: torchvision's int8 operations have no deterministic form, and a warning would say so."""
+    before = torch.are_deterministic_algorithms_enabled()
+    quietly = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(before, warn_only=quietly)
+
+
 @pytest.fixture
 def workspace(make_store, tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
