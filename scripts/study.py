@@ -8,14 +8,10 @@ settings. Rows, φ and tables are those of ``fairquant.report.analysis_study``; 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from fairquant.artifacts import write_text
 from fairquant.config.load import parse_config
@@ -34,15 +30,16 @@ from fairquant.report.analysis_study import (
 )
 from fairquant.report.cells import percent
 from fairquant.report.curves import CurveRow
+from scripts import command
 from scripts.analysis import methods
 from scripts.analysis.skew import AS_IS, BY, DATA
 from scripts.analysis.trained import Skew, derive
+from scripts.command import Say
 from scripts.curves.assigning import Assigned
 from scripts.curves.points import Point, as_overrides, parse_setting, with_settings
 from scripts.curves.session import Session
 from scripts.curves.workspace import Workspace, open_all
 
-Say = Callable[[str], None]
 WAYS = {"ptq": "ptq_static", "qat": "qat"}
 """Name in the study → method of ``scripts.analysis``."""
 CSV = "study.csv"
@@ -197,19 +194,7 @@ def describe(key: Key) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; a user's mistake is one line and exit code 2, Ctrl-C keeps every finished point."""
     options = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-
-    def say(line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
-
-    try:
-        return run(options, say)
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: finished points are in the csv, the same command continues", file=sys.stderr)
-        return 130
+    return command.run(lambda say: run(options, say))
 
 
 if __name__ == "__main__":

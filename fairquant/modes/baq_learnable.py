@@ -13,6 +13,7 @@ from fairquant.modes._activations import ActivationPlan
 from fairquant.modes._attach import fold
 from fairquant.modes._job import QuantizeJob, QuantizeResult
 from fairquant.modes._terms import training_terms
+from fairquant.modes._train import train
 from fairquant.modes._widths import held_widths
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
 
     from fairquant.models.layers import quantizable_layers
     from fairquant.quantize.attach import attach_learned, settle_learned
-    from fairquant.train.loop import fit
     from fairquant.train.terms import LossTerm
     from fairquant.train.width_control import WidthControl
 
@@ -43,18 +43,7 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     attach_learned(job.model, job.bits, held=set(held), bit_min=baq.bit_min, bit_max=baq.bit_max)
     model = plan.apply(job.model)
     control = WidthControl(model, sizes, baq)
-    history = fit(
-        model,
-        job.store,
-        section=job.training,
-        seed=job.seed,
-        device=job.device,
-        precision=job.precision,
-        terms=[*terms, LossTerm(1.0, control.term)],
-        teacher=teacher,
-        checkpoint_dir=job.checkpoint_dir,
-        hooks=control,
-    )
+    history = train(job, model, [*terms, LossTerm(1.0, control.term)], teacher, hooks=control)
     settle_learned(model)
     return QuantizeResult(model.eval(), history)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fairquant.modes._attach import attach_folding
 from fairquant.modes._job import QuantizeJob, QuantizeResult
 from fairquant.modes._terms import training_terms
+from fairquant.modes._train import train
 
 
 def quantize(job: QuantizeJob) -> QuantizeResult:
@@ -17,22 +18,10 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     Where batch norm is folded while training, the model that comes out is a plainly folded one.
     """
     from fairquant.quantize.folded import settle_folding
-    from fairquant.train.loop import fit
     from fairquant.train.refresh import RefreshScales
 
     terms, teacher = training_terms(job)  # before quantizers are attached
     model = attach_folding(job, job.bits).model
-    history = fit(
-        model,
-        job.store,
-        section=job.training,
-        seed=job.seed,
-        device=job.device,
-        precision=job.precision,
-        terms=terms,
-        teacher=teacher,
-        checkpoint_dir=job.checkpoint_dir,
-        hooks=RefreshScales(model),
-    )
+    history = train(job, model, terms, teacher, hooks=RefreshScales(model))
     settle_folding(model)
     return QuantizeResult(model, history)

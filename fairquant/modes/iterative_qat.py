@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fairquant.modes._job import QuantizeJob, QuantizeResult
+from fairquant.modes._train import train
 
 if TYPE_CHECKING:
     from fairquant.modes._rounds import Rounds
@@ -39,18 +40,5 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
 
 
 def _freeze_and_train(job: QuantizeJob, rounds: Rounds, epochs: int) -> None:
-    from fairquant.train.loop import fit
-
     rounds.freeze()
-    history = fit(
-        rounds.model,
-        job.store,
-        section=job.section.model_copy(update={"epochs": epochs}),
-        seed=job.seed,
-        device=job.device,
-        precision=job.precision,
-        terms=rounds.terms,
-        teacher=rounds.teacher,
-        checkpoint_dir=job.checkpoint_dir,
-    )
-    rounds.finish(history)
+    rounds.finish(train(job, rounds.model, rounds.terms, rounds.teacher, epochs=epochs))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from fairquant.modes._attach import attach
 from fairquant.modes._job import QuantizeJob, QuantizeResult
 from fairquant.modes._terms import training_terms
+from fairquant.modes._train import train
 
 
 def quantize(job: QuantizeJob) -> QuantizeResult:
@@ -19,22 +20,9 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     """
     from dataclasses import replace
 
-    from fairquant.train.loop import fit
-
     section = job.section.codebook
     terms, teacher = training_terms(job) if section.tune else ([], None)  # before quantizers are attached
     result = attach(job, replace(job.bits, codebook=section.per, steps={}))
     if not section.tune:
         return result
-    history = fit(
-        result.model,
-        job.store,
-        section=job.training,
-        seed=job.seed,
-        device=job.device,
-        precision=job.precision,
-        terms=terms,
-        teacher=teacher,
-        checkpoint_dir=job.checkpoint_dir,
-    )
-    return QuantizeResult(result.model, history)
+    return QuantizeResult(result.model, train(job, result.model, terms, teacher))

@@ -8,7 +8,6 @@ do not.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,11 @@ from fairquant.allocate.books import Book, books_of
 from fairquant.errors import ArtifactError
 from fairquant.quantize._kmeans import kmeans
 from fairquant.quantize.fake_quant import UNTOUCHED, widths_present
-from fairquant.quantize.layout import identity
+from fairquant.quantize.kept import KeptWeight
 from fairquant.quantize.rows import Workspace, as_rows, blocks, from_rows, inner_order
 
 
-class CodebookQuantizer(nn.Module):
+class CodebookQuantizer(KeptWeight):
     """Parametrization of a weight: the centroids its codes point at.
 
     Attributes:
@@ -42,7 +41,6 @@ class CodebookQuantizer(nn.Module):
     """(out, 1), where a channel's codebook begins; channels without one point behind the last centroid, at 0."""
     open: Tensor
     """Channels of 32 bits."""
-    _kept: tuple[weakref.ref[Tensor], tuple[object, ...], Tensor] | None
 
     def __init__(
         self,
@@ -74,8 +72,6 @@ class CodebookQuantizer(nn.Module):
         channels = bits.expand(len(weight)) if bits.dim() == 0 else bits
         self.register_buffer("open", (channels == UNTOUCHED).nonzero()[:, 0].to(weight.device), persistent=False)
         self.centroids = nn.Parameter(centroids.to(weight), requires_grad=len(centroids) > 0)
-        self._kept = None
-        self._workspace = Workspace()
 
     @property
     def granularity(self) -> Granularity:
@@ -92,30 +88,12 @@ class CodebookQuantizer(nn.Module):
         if self.untouched:
             return weight
         learns = weight.requires_grad or self.centroids.requires_grad
-        if self.training or (torch.is_grad_enabled() and learns) or weight.is_inference():
-            return self._look_up(weight)
-        key = (identity(weight), identity(self.codes), identity(self.centroids))
-        if self._kept is None or self._kept[0]() is not weight or self._kept[1] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = (weakref.ref(weight), key, self._look_up(weight))
-        return self._kept[2]
+        return self.kept(weight, self._look_up, self.codes, self.centroids, learns=learns)
 
     def _look_up(self, weight: Tensor) -> Tensor:
-        workspace = self._workspace if self.training and torch.is_grad_enabled() else None
-        result: Tensor = _LookUp.apply(self.centroids, weight, _Places(self.codes, self.offset, self.open), workspace)
+        places = _Places(self.codes, self.offset, self.open)
+        result: Tensor = _LookUp.apply(self.centroids, weight, places, self.workspace)
         return result
-
-    def train(self, mode: bool = True) -> CodebookQuantizer:
-        """Set the mode; each mode drops the memory of the other."""
-        if mode:
-            self._kept = None
-        else:
-            self._workspace = Workspace()
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is kept: a copy makes its own."""
-        return self.__dict__ | {"_kept": None, "_workspace": Workspace()}
 
     def extra_repr(self) -> str:
         """Say how the weight is quantized."""

@@ -7,7 +7,6 @@ asymmetric scheme each has a zero point, which is measured with it and whenever 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,11 +18,11 @@ from fairquant import plugins
 from fairquant.allocate.bitmap import Granularity, Scheme
 from fairquant.errors import ArtifactError, UserError
 from fairquant.quantize.fake_quant import NO_GRID, UNTOUCHED, Grid, prepare_widths, widths_present
+from fairquant.quantize.kept import KeptWeight
 from fairquant.quantize.layout import Layout, columns_of, identity, readable, table_shape
-from fairquant.quantize.rows import Workspace
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(KeptWeight):
     """Parametrization of a weight: full-precision weight → fake-quantized weight.
 
     Attributes:
@@ -38,7 +37,6 @@ class WeightQuantizer(nn.Module):
     zero_point: Tensor | None
     before: Callable[[Tensor], Tensor] | None
     _prepared: tuple[tuple[object, ...], Layout] | None
-    _kept: tuple[weakref.ref[Tensor], tuple[object, ...], Tensor] | None
 
     def __init__(
         self,
@@ -63,8 +61,7 @@ class WeightQuantizer(nn.Module):
             raise UserError(f"quantize.scale: got {method!r} with asymmetric weights; allowed: {_with_zero_points()}")
         self.register_buffer("bits", bits.to(weight.device))
         self.untouched = bool((bits == UNTOUCHED).all())
-        self.before = self._prepared = self._kept = None
-        self._workspace = Workspace()
+        self.before = self._prepared = None
         refresh = self._plugin.REFRESH
         if table is not None:
             _check_table(table, table_shape(weight, bits))
@@ -94,14 +91,8 @@ class WeightQuantizer(nn.Module):
         weight = self._given(weight)
         if self.untouched:
             return weight
-        if self.training or (torch.is_grad_enabled() and weight.requires_grad) or weight.is_inference():
-            return self._quantize(weight)
-        kept = (self.bits, self.scale, self.zero_point)
-        key = (identity(weight), *(None if tensor is None else identity(tensor) for tensor in kept))
-        if self._kept is None or self._kept[0]() is not weight or self._kept[1] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = (weakref.ref(weight), key, self._quantize(weight))
-        return self._kept[2]
+        state = (self.bits, self.scale, self.zero_point)
+        return self.kept(weight, self._quantize, *state, learns=weight.requires_grad)
 
     @torch.no_grad()
     def refresh(self, weight: Tensor) -> None:
@@ -150,17 +141,15 @@ class WeightQuantizer(nn.Module):
 
     def _quantize(self, weight: Tensor) -> Tensor:
         layout, plugin = self._layout_of(weight), self._plugin
-        workspace = self._workspace if self.training and torch.is_grad_enabled() else None
         if self.scale is None:
             whole = layout.whole and not layout.widths.all_untouched
             measured = layout.measured(plugin, self.percentile)
             grid_of = layout.looked_up(self._measure(weight.detach())) if whole else measured
-            return layout.apply(weight, grid_of, clips=getattr(plugin, "CLIPS", True), workspace=workspace)
+            return layout.apply(weight, grid_of, clips=getattr(plugin, "CLIPS", True), workspace=self.workspace)
         if plugin.REFRESH == "learned":
-            return layout.apply_learned(weight, self.scale, workspace=workspace)
-        return layout.apply(
-            weight, layout.looked_up(self._stored(self.scale, len(layout.columns))), clips=True, workspace=workspace
-        )
+            return layout.apply_learned(weight, self.scale, workspace=self.workspace)
+        grid_of = layout.looked_up(self._stored(self.scale, len(layout.columns)))
+        return layout.apply(weight, grid_of, clips=True, workspace=self.workspace)
 
     def _measure(self, weight: Tensor) -> Grid:
         return self._layout_of(weight).table(weight, self._plugin, self.percentile)
@@ -172,17 +161,9 @@ class WeightQuantizer(nn.Module):
             self._prepared = (key, Layout.of(weight, self.bits, self.scheme))
         return self._prepared[1]
 
-    def train(self, mode: bool = True) -> WeightQuantizer:
-        """Set the mode; each mode drops the memory of the other."""
-        if mode:
-            self._kept = None
-        else:
-            self._workspace = Workspace()
-        return super().train(mode)
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is prepared or kept: a copy makes its own."""
-        return self.__dict__ | {"_prepared": None, "_kept": None, "_workspace": Workspace()}
+        return super().__getstate__() | {"_prepared": None}
 
     def extra_repr(self) -> str:
         """Say how the weight is quantized."""

@@ -1,4 +1,4 @@
-"""The per-class study as a figure (accuracy and φ by bits, PTQ and QAT), a heat map of classes, and a markdown page."""
+"""The per-class study: a figure of accuracy and φ by bits, PTQ and QAT, heat maps of classes and groups, and a page."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ Place = tuple[str, str, int]
 LOOKS = {"ptq": (BEFORE, "o"), "qat": (AFTER, "D")}
 TITLES = {"ptq": "PTQ", "qat": "QAT"}
 NAMES = {"as_is": "training set as it is", "fair": "balanced training set", "unfair": "long-tailed training set"}
+KINDS = {"class": "classes", "group": "groups"}
 FULL_BITS = 32
 LINEAR = 0.01
 """Below it φ is drawn on a linear scale."""
@@ -57,9 +58,14 @@ class Study:
         found = {key[2]: getattr(point, value) for key, point in self.points.items() if key[1] == data}
         return Summary.of(list(found.values()))
 
-    def class_accuracy(self, data: str, method: str | None, bits: int, name: str) -> float | None:
-        """Return a class's mean accuracy over seeds; ``method`` None: in full precision."""
-        rows = [row for row in self.rows if (row.data, row.kind, row.name) == (data, "class", name)]
+    def names(self, kind: str) -> list[str]:
+        """Return the names of kind ``class`` or ``group``; no groups where the classes are the groups."""
+        found = list(dict.fromkeys(row.name for row in self.rows if row.kind == kind))
+        return [] if kind == "group" and set(found) == set(self.names("class")) else found
+
+    def accuracy(self, data: str, method: str | None, bits: int, kind: str, name: str) -> float | None:
+        """Return the mean accuracy over seeds of a class or group; ``method`` None: in full precision."""
+        rows = [row for row in self.rows if (row.data, row.kind, row.name) == (data, kind, name)]
         if method is None:
             return Summary.of(list({row.seed: row.accuracy_before for row in rows}.values())).mean
         return Summary.of([row.accuracy_after for row in rows if (row.method, row.bits) == (method, bits)]).mean
@@ -73,13 +79,11 @@ def write_study(rows: Sequence[StudyRow], folder: Path) -> None:
     for number, task in enumerate(tasks, start=1):
         study = Study([row for row in rows if row.task == task])
         stem = f"{number}_{re.sub('[^A-Za-z0-9]+', '_', task).strip('_')}"
-        plots = save_figures(
-            {
-                f"{stem}_phi.png": (phi_figure(study, task), f"{task}: accuracy and φ by bits, PTQ and QAT"),
-                f"{stem}_classes.png": (class_map(study, task), f"{task}: accuracy of each class"),
-            },
-            folder,
-        )
+        figures = {f"{stem}_phi.png": (phi_figure(study, task), f"{task}: accuracy and φ by bits, PTQ and QAT")}
+        for kind, plural in KINDS.items():
+            if study.names(kind):
+                figures[f"{stem}_{plural}.png"] = accuracy_map(study, task, kind), f"{task}: accuracy of each {kind}"
+        plots = save_figures(figures, folder)
         parts += [
             f"## {task}",
             as_markdown(study_table(study)),
@@ -124,15 +128,21 @@ def three_digits(value: float | None) -> str:
 
 
 def phi_figure(study: Study, task: str) -> Figure:
-    """Draw accuracy (overall, and worst class dashed) above φ over classes, by bits; a column per training set."""
+    """Draw accuracy (overall, and worst class dashed) above φ, by bits; a column per training set.
+
+    φ is over classes, and dashed over groups where these are not the classes.
+    """
     figure = new_figure(2.3 + 3.4 * len(study.data), 6.0)
     panels = figure.subplots(2, len(study.data), squeeze=False, sharex=True, sharey="row")
     for column, data in zip(panels.T, study.data, strict=True):
         upper, lower = column
         for method in study.methods:
             _curve(upper, study, data, method, "overall", label=f"{TITLES[method]}, overall")
-            _curve(upper, study, data, method, "worst_class", label=f"{TITLES[method]}, worst class", worst=True)
-            _curve(lower, study, data, method, "phi_class", label=f"{TITLES[method]}, φ", factor=1.0)
+            _curve(upper, study, data, method, "worst_class", label=f"{TITLES[method]}, worst class", hollow=True)
+            _curve(lower, study, data, method, "phi_class", label=f"{TITLES[method]}, φ of classes", factor=1.0)
+            if study.names("group"):
+                label = f"{TITLES[method]}, φ of groups"
+                _curve(lower, study, data, method, "phi_group", label=label, factor=1.0, hollow=True)
         for name, style in (("overall", ":"), ("worst_class", "-.")):
             full = study.before(data, f"{name}_before").mean
             if full is not None:
@@ -148,7 +158,7 @@ def phi_figure(study: Study, task: str) -> Figure:
     panels[0][0].set_ylabel("test accuracy (%)", fontsize=9)
     panels[1][0].set_yscale("symlog", linthresh=LINEAR)  # φ runs from 0 over several powers of ten
     panels[1][0].set_ylim(0, 1.5 * panels[1][0].get_ylim()[1])
-    panels[1][0].set_ylabel(f"φ between classes (nats, logarithmic\nabove {LINEAR:g}; 0 is fair)", fontsize=9)
+    panels[1][0].set_ylabel(f"φ (nats, logarithmic above {LINEAR:g};\n0 is fair)", fontsize=9)
     figure.suptitle(short(task, 80), fontsize=11)
     legend_outside(figure, list(panels.flat))
     return figure
@@ -163,7 +173,7 @@ def _curve(
     *,
     label: str,
     factor: float = 100.0,
-    worst: bool = False,
+    hollow: bool = False,
 ) -> None:
     colour, marker = LOOKS[method]
     found: Mapping[int, Summary | None] = {
@@ -174,18 +184,18 @@ def _curve(
         y = [factor * float(item.mean or 0.0) for item in known.values()]
         sd = [factor * (item.sd or 0.0) for item in known.values()]
         axes.errorbar(list(known), y, yerr=sd if any(sd) else None, color=colour, marker=marker, markersize=5,
-                      linestyle="--" if worst else "-", markerfacecolor="white" if worst else colour, linewidth=1.4,
+                      linestyle="--" if hollow else "-", markerfacecolor="white" if hollow else colour, linewidth=1.4,
                       elinewidth=0.8, label=label, zorder=3)  # fmt: skip
 
 
-def class_map(study: Study, task: str) -> Figure:
-    """Draw each class's accuracy in percent, class × (full precision, method at bits), a panel per training set."""
-    classes = list(dict.fromkeys(row.name for row in study.rows if row.kind == "class"))
+def accuracy_map(study: Study, task: str, kind: str) -> Figure:
+    """Draw accuracies in percent, class or group × (full precision, method at bits), a panel per training set."""
+    members = study.names(kind)
     columns = [(None, FULL_BITS), *((method, bits) for method in study.methods for bits in study.bits)]
-    figure = new_figure(1.6 + (0.5 + 0.52 * len(columns)) * len(study.data), 1.9 + 0.3 * len(classes))
+    figure = new_figure(1.6 + (0.5 + 0.52 * len(columns)) * len(study.data), 1.9 + 0.3 * len(members))
     panels = figure.subplots(1, len(study.data), squeeze=False, sharey=True)[0]
     grids = {
-        data: [[study.class_accuracy(data, method, bits, name) for method, bits in columns] for name in classes]
+        data: [[study.accuracy(data, method, bits, kind, name) for method, bits in columns] for name in members]
         for data in study.data
     }
     known = [value for grid in grids.values() for row in grid for value in row if value is not None]
@@ -198,6 +208,6 @@ def class_map(study: Study, task: str) -> Figure:
         axes.tick_params(length=0)
         for place in range(len(study.methods)):
             axes.axvline(0.5 + place * len(study.bits), color="white", linewidth=2.5)
-    panels[0].set_yticks(range(len(classes)), labels=[short(name, 24) for name in classes], fontsize=8)
-    figure.suptitle(f"{short(task, 70)}: accuracy of each class (%)", fontsize=11)
+    panels[0].set_yticks(range(len(members)), labels=[short(name, 24) for name in members], fontsize=8)
+    figure.suptitle(f"{short(task, 70)}: accuracy of each {kind} (%)", fontsize=11)
     return figure

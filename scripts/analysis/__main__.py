@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from fairquant.errors import UserError
 from fairquant.evaluate.gaps import each_warning_once
 from fairquant.importance.maps import ImportanceMaps
 from fairquant.report.curves import describe_key, read_rows
+from scripts import command
 from scripts.analysis import methods
 from scripts.analysis.baseline import Baseline, open_named
 from scripts.analysis.points import PHASES, Request, plan, require_one_data_set
 from scripts.analysis.session import KeepingSession, kept_predictions
+from scripts.command import Say
 from scripts.curves.__main__ import progress
 from scripts.curves.points import Point
 from scripts.curves.sheet import Sheet, missing
 from scripts.curves.workspace import Workspace
 from scripts.suite.plan import NAME
 
-Say = Callable[[str], None]
 CSV = "analysis.csv"
 MAPS = "importance"
 
@@ -185,19 +182,8 @@ def sensitivity(options: argparse.Namespace, say: Say) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; a user's mistake is one line and exit code 2, Ctrl-C keeps every finished point."""
     options = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-
-    def say(line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
-
-    try:
-        return sensitivity(options, say) if options.command == "sensitivity" else run(options, say)
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: finished points are in the csv, the same command continues", file=sys.stderr)
-        return 130
+    work = sensitivity if options.command == "sensitivity" else run
+    return command.run(lambda say: work(options, say))
 
 
 if __name__ == "__main__":

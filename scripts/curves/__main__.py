@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from fairquant.errors import UserError
 from fairquant.evaluate.gaps import each_warning_once
 from fairquant.report.cells import percent, points
 from fairquant.report.curves import CurveRow, describe_key, read_rows
+from scripts import command
+from scripts.command import Say
 from scripts.curves.methods import BUDGETS, METHODS, PUBLISHED
 from scripts.curves.points import TUNES, Point, Request, plan
 from scripts.curves.session import Session
 from scripts.curves.sheet import Sheet, merge, missing, shard_path
 from scripts.curves.workspace import Workspace, open_all
-
-Say = Callable[[str], None]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -134,27 +130,17 @@ def tables(options: argparse.Namespace, say: Say) -> int:
     return 0
 
 
+def merged(options: argparse.Namespace, say: Say) -> int:
+    """Join the files of several processes."""
+    say(f"{options.out}: {merge(options.sources, options.out)} points")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; a user's mistake is one line and exit code 2, Ctrl-C keeps every finished point."""
     options = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-
-    def say(line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
-
-    try:
-        if options.command == "measure":
-            return measure(options, say)
-        if options.command == "tables":
-            return tables(options, say)
-        say(f"{options.out}: {merge(options.sources, options.out)} points")
-        return 0
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: finished points are in the csv, the same command continues", file=sys.stderr)
-        return 130
+    works = {"measure": measure, "tables": tables, "merge": merged}
+    return command.run(lambda say: works[options.command](options, say))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from fairquant.report.analysis_study import (
     read_rows,
     row_line,
 )
-from fairquant.report.analysis_study_write import Study, class_map, phi_figure, study_table, write_study
+from fairquant.report.analysis_study_write import Study, accuracy_map, phi_figure, study_table, write_study
 
 KEY = ("mnist by class, resnet18", "fair", 0, "ptq", 4)
 
@@ -124,7 +124,7 @@ def test_figure_of_accuracy_and_phi():
     upper, _, lower, _ = figure.axes
     assert [axes.get_title() for axes in figure.axes[:2]] == ["balanced training set", "long-tailed training set"]
     assert upper.get_ylabel() == "test accuracy (%)"
-    assert lower.get_ylabel() == "φ between classes (nats, logarithmic\nabove 0.01; 0 is fair)"
+    assert lower.get_ylabel() == "φ (nats, logarithmic above 0.01;\n0 is fair)"
     assert lower.get_yscale() == "symlog" and lower.get_ylim()[0] == 0
     assert lower.get_ylim()[1] > 3  # that of the other column too
     assert [text.get_text() for text in lower.get_xticklabels()] == ["W8A8", "W4A4"]
@@ -133,12 +133,30 @@ def test_figure_of_accuracy_and_phi():
     assert list(drawn["PTQ, overall"].get_ydata()) == pytest.approx([85.0, 60.0])
     assert list(drawn["QAT, worst class"].get_ydata()) == pytest.approx([70.0])
     phi = {container.get_label(): container.lines[0] for container in lower.containers}
-    assert list(phi["PTQ, φ"].get_ydata()) == pytest.approx([0.125, 1.0])
+    assert list(phi["PTQ, φ of classes"].get_ydata()) == pytest.approx([0.125, 1.0])
+    assert "PTQ, φ of groups" not in phi  # one group has none
     assert [line.get_ydata()[0] for line in upper.lines if line.get_label() == "full precision, overall"] == [85.0]
 
 
+def test_phi_of_groups_is_drawn_where_they_are_not_the_classes():
+    second = [replace(row, name="b", loss_after=0.75) for row in ROWS if row.kind == "group"]
+    lower = phi_figure(Study([*ROWS, *second]), "mnist").axes[2]
+    drawn = {container.get_label(): container.lines[0] for container in lower.containers}
+    own = [row for row in ROWS if (row.data, row.method, row.kind) == ("fair", "ptq", "group")]
+    of = {bits: [abs(float(row.loss_after or 0) - 0.75) for row in own if row.bits == bits] for bits in (8, 4)}
+    assert list(drawn["PTQ, φ of groups"].get_ydata()) == pytest.approx([np.mean(of[8]), np.mean(of[4])])
+    same = [replace(row, kind="group") for row in ROWS if row.kind == "class"]
+    assert Study([row for row in ROWS if row.kind != "group"] + same).names("group") == []
+
+
+def test_map_of_groups():
+    figure = accuracy_map(Study(ROWS), "mnist", "group")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a"]
+    assert figure.axes[0].texts[0].get_text() == "85.0"
+
+
 def test_map_of_classes():
-    figure = class_map(Study(ROWS), "mnist")
+    figure = accuracy_map(Study(ROWS), "mnist", "class")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["90.0", "90.0", "80.0", "–", "90.0", "80.0", "80.0", "40.0", "–", "70.0"]
     names = [text.get_text() for text in figure.axes[0].get_xticklabels()]
@@ -150,7 +168,7 @@ def test_files_with_equal_bytes(tmp_path):
     for name in ("a", "b"):
         write_study(ROWS, tmp_path / name)
     stem = "1_mnist_by_class_resnet18"
-    for name in ("study.md", f"{stem}_phi.png", f"{stem}_classes.png"):
+    for name in ("study.md", f"{stem}_phi.png", f"{stem}_classes.png", f"{stem}_groups.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     with Image.open(tmp_path / "a" / f"{stem}_phi.png") as image:
         assert min(image.size) > 300

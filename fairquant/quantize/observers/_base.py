@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -26,7 +27,7 @@ def extremes(values: Tensor) -> tuple[Tensor, Tensor]:
     return low.float(), high.float()
 
 
-class Observer(nn.Module):
+class Observer(nn.Module, ABC):
     """Takes tensors in and says which range they fill; see the package's contract.
 
     Attributes:
@@ -57,9 +58,9 @@ class Observer(nn.Module):
         self.finite.logical_and_(torch.isfinite(low) & torch.isfinite(high))
         self.take(values, low, high)
 
+    @abstractmethod
     def take(self, values: Tensor, low: Tensor, high: Tensor) -> None:
         """Take in ``values`` (n ≥ 1,), whose extremes are ``low`` and ``high``."""
-        raise NotImplementedError
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Return the low and the high end, float32 of shape ()."""
