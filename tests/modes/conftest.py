@@ -15,6 +15,10 @@ from fairquant.allocate.bitmap import BitMap
 from fairquant.config.load import parse_config
 from fairquant.config.schema import ProtectSection, QuantizeSection
 from fairquant.data.store import Store
+from fairquant.models.build import build
+from fairquant.models.io import save_model
+from fairquant.models.layers import quantizable_layers
+from fairquant.models.spec import ModelSpec
 from fairquant.modes import QuantizeJob
 from fairquant.modes._ranking import UnitRanking
 
@@ -60,3 +64,18 @@ def make_job(store: Store) -> Callable[..., QuantizeJob]:
         return QuantizeJob(**(values | {key: value for key, value in changes.items() if key in fields}))
 
     return make
+
+
+@pytest.fixture
+def project(make_store, tmp_path, monkeypatch):
+    """A workspace as the assign stage leaves it: data, a pretrained model, 8 bits for every channel."""
+    store = make_store(tmp_path / "data/prepared", n_per_group=40, size=32)
+    spec = ModelSpec("test_efficientnet", store.classes, 32, (0.5,) * 3, (0.25,) * 3)
+    model = build(spec, seed=0)
+    save_model(tmp_path / "models/pretrained.safetensors", model, spec)
+    widths = {name: np.full(layer.weight.shape[0], 8, np.uint8) for name, layer in quantizable_layers(model).items()}
+    BitMap("per_channel", widths).save(tmp_path / "models/bits.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    yield tmp_path
+    torch.use_deterministic_algorithms(False)  # the stages set it for their process

@@ -16,9 +16,6 @@ from fairquant import plugins
 from fairquant.allocate.bitmap import BitMap
 from fairquant.config.load import parse_config
 from fairquant.errors import UserError
-from fairquant.models.build import build
-from fairquant.models.io import save_model
-from fairquant.models.layers import quantizable_layers
 from fairquant.models.spec import ModelSpec
 from fairquant.modes._activations import ActivationPlan
 from fairquant.modes._ranking import UnitRanking
@@ -272,20 +269,6 @@ def test_ranges_under_folding_in_training_are_those_of_the_folded_model(make_job
         found.append(grids((_attach.attach if batch_norm == "fold" else _attach.attach_folding)(job, bits).model))
     for name, (scale, zero_point) in found[0].items():
         assert found[1][name] == (pytest.approx(scale, rel=1e-4), pytest.approx(zero_point, abs=1))
-
-
-@pytest.fixture
-def project(make_store, tmp_path, monkeypatch):
-    store = make_store(tmp_path / "data/prepared", n_per_group=40, size=32)
-    spec = ModelSpec("test_efficientnet", store.classes, 32, (0.5,) * 3, (0.25,) * 3)
-    model = build(spec, seed=0)
-    save_model(tmp_path / "models/pretrained.safetensors", model, spec)
-    widths = {name: np.full(layer.weight.shape[0], 8, np.uint8) for name, layer in quantizable_layers(model).items()}
-    BitMap("per_channel", widths).save(tmp_path / "models/bits.safetensors")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    yield tmp_path
-    torch.use_deterministic_algorithms(False)  # the stages set it for their process
 
 
 def test_the_stages_count_bit_operations_with_the_widths_of_activations(project):

@@ -13,27 +13,11 @@ from fairquant.config.load import parse_config
 from fairquant.cost.size import size_report
 from fairquant.data.store import Store
 from fairquant.errors import ArtifactError
-from fairquant.models.build import build
-from fairquant.models.io import load_description, load_model, save_model
+from fairquant.models.io import load_description, load_model
 from fairquant.models.layers import quantizable_layers
-from fairquant.models.spec import ModelSpec
 from fairquant.modes import QuantizeJob
 from fairquant.quantize.state import load_quantized, plain_state
 from stages import quantize
-
-
-@pytest.fixture
-def project(make_store, tmp_path, monkeypatch):
-    store = make_store(tmp_path / "data/prepared", n_per_group=40, size=32)
-    spec = ModelSpec("test_efficientnet", store.classes, 32, (0.5,) * 3, (0.25,) * 3)
-    model = build(spec, seed=0)
-    save_model(tmp_path / "models/pretrained.safetensors", model, spec)
-    widths = {name: np.full(layer.weight.shape[0], 8, np.uint8) for name, layer in quantizable_layers(model).items()}
-    BitMap("per_channel", widths).save(tmp_path / "models/bits.safetensors")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    yield tmp_path
-    torch.use_deterministic_algorithms(False)  # the stage sets it for its process
 
 
 @pytest.mark.parametrize("mode", ["uniform", "fair_static_qat"])
