@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from fairquant import plugins
 from fairquant.config import rules
 from fairquant.config.base import Int, Names, Real, Section, Subset, number, plugin_name
+from fairquant.config.export import ExportSection
 from fairquant.config.quantization import (
     ActivationSection,
     BaqSection,
@@ -287,6 +288,7 @@ class Config(Section):
     quantize: QuantizeSection = QuantizeSection()
     evaluate: EvaluateSection = EvaluateSection()
     gates: GatesSection = GatesSection()
+    export: ExportSection = ExportSection()
     report: ReportSection = ReportSection()
 
     @model_validator(mode="after")
