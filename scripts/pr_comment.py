@@ -1,5 +1,7 @@
 """What a pull request does to each group: metrics/evaluate.json at the base and in the workspace, as markdown.
 
+Sizes of the exported files stand beside it, and how far they are from the evaluated model (metrics/export.json).
+
     python -m scripts.pr_comment BASE            # BASE: a commit, branch or tag
 
 All accuracies are those of the quantized model on its test split. Two different things are marked, in words:
@@ -21,17 +23,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fairquant.artifacts import read_json
 from fairquant.errors import ArtifactError, UserError
 from fairquant.report.cells import as_markdown, escape, percent, points, with_interval
-from fairquant.report.details import gate_table, harmed_line
+from fairquant.report.details import harmed_line
+from fairquant.report.export_tables import FILES, agreement_line, all_gates
 from fairquant.report.tables import gap_label
 
-PATH = "metrics/evaluate.json"
+PATH, EXPORT = "metrics/evaluate.json", "metrics/export.json"
 HEADER = ("quantized model", "n", "base %", "this change %", "difference", "note")
 
 Interval = Mapping[str, float | None]
@@ -88,6 +91,16 @@ class Results:
             ) from None
         return cls(groups, totals, gaps, costs, metrics)
 
+    def with_files(self, export: Mapping[str, Any], *, name: str) -> Results:
+        """Add the sizes of the exported files from the parsed file ``name``; errors as those of ``of``."""
+        try:
+            sizes = {f"{FILES[key]}, MB": float(size) for key, size in export["size"].items() if key in FILES}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(
+                f"{name}: got a file without a usable {error.args[0]!r}; allowed: what the export stage writes"
+            ) from None
+        return replace(self, cost={**self.cost, **sizes})
+
 
 def _number(value: Any) -> float | None:
     return None if value is None else float(value)
@@ -109,14 +122,15 @@ def read_base(base: str, folder: Path) -> tuple[Results | None, str]:
     commit = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}")
     if commit is None:
         raise UserError(f"base: got {base!r}; allowed: a commit of this repository (fetch it first: git fetch)")
-    text = _git(folder, "show", f"{commit.strip()}:./{PATH}")
+    text, files = (_git(folder, "show", f"{commit.strip()}:./{path}") for path in (PATH, EXPORT))
     if text is None:
         return None, f"The base has no {PATH}: there is nothing to compare with."
     try:
         metrics = json.loads(text)
-        return Results.of(metrics, name=PATH), ""
+        found = Results.of(metrics, name=PATH)
+        return (found if files is None else found.with_files(json.loads(files), name=EXPORT)), ""
     except json.JSONDecodeError as error:
-        return None, f"The base's {PATH} is not valid JSON ({error}): there is nothing to compare with."
+        return None, f"The base's metrics are not valid JSON ({error}): there is nothing to compare with."
     except ArtifactError as error:
         return None, f"The base cannot be compared with. {error}"
 
@@ -164,7 +178,7 @@ def comparison(base: Results | None, head: Results) -> list[tuple[str, ...]]:
                 note = verdict(before, now, smaller_is_better=smaller)
             cells.append(_row(name, before, now, note))
     for name, amount in head.cost.items():
-        previous = None if base is None else base.cost[name]
+        previous = None if base is None else base.cost.get(name)
         change = "–" if previous is None else f"{round(amount - previous, 3) + 0.0:+.3f}"
         cells.append((name, "", "–" if previous is None else f"{previous:.3f}", f"{amount:.3f}", change, ""))
     return cells
@@ -212,14 +226,15 @@ NOTES = (
 )
 
 
-def comment(base: Results | None, head: Results, *, reason: str = "") -> str:
-    """Return the markdown; ``reason`` says why there is no base."""
-    gates = gate_table(head.whole)
+def comment(base: Results | None, head: Results, export: Mapping[str, Any], *, reason: str = "") -> str:
+    """Return the markdown; ``export`` is this change's metrics/export.json, ``reason`` says why there is no base."""
+    gates = all_gates(head.whole, export)
     parts = [
         "### Quantized model per group: base against this change",
         escape(reason),
         *(escape(sentence) for sentence in headline(base, head)),
         as_markdown(comparison(base, head)),
+        escape(f"Exported files. {agreement_line(export)}"),
         as_markdown(gates) if gates else "",
         f"<sub>{escape(NOTES)}</sub>",
     ]
@@ -233,12 +248,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: here)")
     options = parser.parse_args(arguments)
     try:
-        head = Results.of(read_json(options.root / PATH), name=PATH)
+        export = read_json(options.root / EXPORT)
+        head = Results.of(read_json(options.root / PATH), name=PATH).with_files(export, name=EXPORT)
         base, reason = read_base(options.base, options.root)
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    print(comment(base, head, reason=reason), end="")
+    print(comment(base, head, export, reason=reason), end="")
     return 0
 
 

@@ -17,6 +17,6 @@ if __name__ == "__main__":
         reads=(
             "seed", "reducer", "importance_metric", "allocator", "granularity", "quant_mode", "device", "precision",
             "debug", "workers", "data", "datasets", "model", "pretrain", "importance", "budget", "assign", "quantize",
-            "evaluate", "gates", "report",
+            "evaluate", "gates", "export", "report",
         ),
     )  # fmt: skip

@@ -19,14 +19,15 @@ from scripts import stage_deps
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "errors", "plugins", "config", "presets", "artifacts", "devices", "predictions", "data", "models", "importance",
-    "reduce", "allocate", "cost", "quantize", "train", "postprocess", "evaluate", "assign", "modes", "report", "stage",
-    "check",
+    "reduce", "allocate", "cost", "quantize", "train", "postprocess", "evaluate", "assign", "modes", "export", "report",
+    "stage", "check", "predict",
 )  # fmt: skip
-STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report")
+STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "export", "report")
 TORCH_FREE = (
     "fairquant", "fairquant.config", "fairquant.plugins", "fairquant.artifacts", "fairquant.predictions",
     "fairquant.reduce", "fairquant.assign.run", "fairquant.evaluate.summary", "fairquant.report.write",
-    "fairquant.evaluate.report", "fairquant.stage", "fairquant.check", *(f"stages.{name}" for name in STAGES),
+    "fairquant.evaluate.report", "fairquant.stage", "fairquant.check", "fairquant.predict",
+    *(f"stages.{name}" for name in STAGES),
 )  # fmt: skip
 CODE = sorted([*ROOT.glob("fairquant/**/*.py"), *ROOT.glob("stages/*.py")])
 

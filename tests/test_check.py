@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from fairquant import check
+from fairquant.config.export import ExportGatesSection
 from fairquant.config.schema import GatesSection
-from fairquant.evaluate.gates import check_gates
-from tests.report.conftest import full_metrics
+from fairquant.evaluate.gates import check_gates, limits
+from tests.report.conftest import SMALLEST_EXPORT, export_metrics, full_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,13 +29,26 @@ def record(gates: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
+def exported(value: float | None = 0.025, **gates: float | None) -> dict[str, Any]:
+    """The record of the export stage with every gate of ``gates`` at ``value``."""
+    found = {
+        name: {"value": value, "limit": limit, "passed": value is not None and value <= limit}
+        for name, limit in limits(ExportGatesSection(**gates)).items()
+    }
+    return export_metrics() | {"gates": {"passed": all(gate["passed"] for gate in found.values()), "gate": found}}
+
+
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Return a function that writes params.yaml and the record of a run into the working folder."""
+    """Return a function that writes params.yaml and the records of a run into the working folder."""
 
-    def write_files(gates: dict[str, Any], metrics: Any) -> None:
-        Path("params.yaml").write_text(yaml.safe_dump({"gates": gates}), encoding="utf-8")
+    def write_files(
+        gates: dict[str, Any], metrics: Any, export: Any = SMALLEST_EXPORT, export_gates: dict[str, Any] | None = None
+    ) -> None:
+        section = {"gates": export_gates or {"disagreement": None}}
+        Path("params.yaml").write_text(yaml.safe_dump({"gates": gates, "export": section}), encoding="utf-8")
         Path("metrics/evaluate.json").write_text(json.dumps(metrics), encoding="utf-8")
+        Path("metrics/export.json").write_text(json.dumps(export), encoding="utf-8")
 
     monkeypatch.chdir(tmp_path)
     Path("metrics").mkdir()
@@ -74,7 +88,8 @@ def test_without_gates_it_says_so(write, capsys, old):
     code, out, err = run(capsys)
     assert (code, err) == (0, "")
     assert "female × ≥60 (worst after)" in out
-    assert out.endswith("No gates are set (params.yaml, section gates).\n")
+    assert "No exported file was run on the test split" in out
+    assert out.endswith("No gates are set (params.yaml, sections gates and export.gates).\n")
 
 
 @pytest.mark.parametrize(
@@ -120,14 +135,81 @@ def test_a_record_that_does_not_fit_is_refused(write, capsys, broken):
     assert err.endswith("; allowed: what the evaluate stage writes (dvc repro)\n")
 
 
+def test_gates_of_the_export_count(write, capsys):
+    gates, export_gates = {"overall_drop": 0.03}, {"disagreement": 0.03, "logit_difference": 0.01}
+    write(gates, record(gates), exported(0.025, **export_gates), export_gates)
+    code, out, err = run(capsys)
+    assert (code, err) == (1, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["disagreement", "0.025", "0.03", "passed"] in lines
+    assert ["logit_difference", "0.025", "0.01", "FAILED"] in lines
+    assert "Exported files, test accuracy:" in out
+    assert ["male|$x_1$", "60", "80.0", "80.0", "78.8", "76.0"] in lines
+    assert out.endswith("FAILED: 1 of 3 gates (export.logit_difference).\n")
+    assert max(len(line) for line in out.splitlines()) <= 120
+
+
+def test_gates_of_both_stages_passed(write, capsys):
+    gates, export_gates = {"overall_drop": 0.03}, {"disagreement": 0.03}
+    write(gates, record(gates), exported(0.025, **export_gates), export_gates)
+    code, out, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert out.endswith("Passed: 2 of 2 gates.\n")
+
+
+def test_an_undefined_value_of_the_export_fails(write, capsys):
+    write({}, record({}), exported(None, disagreement=0.01), {"disagreement": 0.01})
+    code, out, _ = run(capsys)
+    assert code == 1
+    assert out.endswith("FAILED: 1 of 1 gates (export.disagreement).\n")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "message"),
+    [
+        ({"disagreement": 0.03}, {"disagreement": 0.01}, "got a record of limit 0.03; allowed: limit 0.01"),
+        ({"disagreement": None}, {"disagreement": 0.01}, "got a record of no limit; allowed: limit 0.01"),
+        ({"disagreement": 0.03}, {"disagreement": None}, "got a record of limit 0.03; allowed: no limit"),
+    ],
+)
+def test_an_export_of_other_limits_is_refused(write, capsys, recorded, now, message):
+    write({}, record({}), exported(**recorded), now)
+    line = f"error: metrics/export.json: export.gates.disagreement: {message}, as in params.yaml (dvc repro)\n"
+    assert run(capsys) == (2, "", line)
+
+
+def test_an_export_whose_verdict_was_written_by_hand_is_refused(write, capsys):
+    export = exported(0.025, disagreement=0.01)
+    export["gates"]["gate"]["disagreement"]["passed"] = True
+    write({}, record({}), export, {"disagreement": 0.01})
+    text = "export.gates.disagreement: got passed True for value 0.025 and limit 0.01; allowed: what the export stage"
+    assert run(capsys) == (2, "", f"error: metrics/export.json: {text} writes (dvc repro)\n")
+
+
+@pytest.mark.parametrize("broken", [{"gates": []}, {"parity": {"onnxruntime": {}}}, {"parity": {"onnxruntime": 3}}])
+def test_an_export_that_does_not_fit_is_refused(write, capsys, broken):
+    write({}, record({}), broken)
+    code, out, err = run(capsys)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: metrics/export.json: got a record that does not fit (")
+    assert err.endswith("; allowed: what the export stage writes (dvc repro)\n")
+
+
+def test_a_run_without_an_export_is_one_line(write, capsys):
+    write({}, record({}))
+    Path("metrics/export.json").unlink()
+    line = "error: metrics/export.json: not found; run the stage that writes it (dvc repro)\n"
+    assert run(capsys) == (2, "", line)
+
+
 def test_files_may_stand_elsewhere(write, capsys, tmp_path):
     write({"gap": 1}, record({"gap": 1}))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for name in ("params.yaml", "metrics/evaluate.json"):
+    for name in ("params.yaml", "metrics/evaluate.json", "metrics/export.json"):
         (tmp_path / name).rename(elsewhere / Path(name).name)
     files = ("--metrics", "elsewhere/evaluate.json", "--params", "elsewhere/params.yaml")
-    assert run(capsys, *files)[0] == 0
+    assert run(capsys, *files, "--export", "elsewhere/export.json")[0] == 0
     line = "error: params.yaml: not found; run from the folder that holds params.yaml\n"
     assert run(capsys) == (2, "", line)
 

@@ -39,14 +39,20 @@ class ExportSection(Section):
 
     formats: tuple[Format, ...] = ("packed", "onnx")
     runtimes: tuple[Runtime, ...] = ("onnxruntime", "openvino")
-    batch_size: Int = number(64, ge=1)
     integer_images: Int = number(256, ge=0)
     gates: ExportGatesSection = ExportGatesSection()
     latency: LatencySection = LatencySection()
 
-    @field_validator("formats", "runtimes")
+    @field_validator("formats")
     @classmethod
-    def _no_duplicates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _each_format_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("one or more of packed | onnx | tensorrt, each once")
+        return value
+
+    @field_validator("runtimes")
+    @classmethod
+    def _each_runtime_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
-            raise ValueError("different names")
+            raise ValueError("onnxruntime | openvino, each once")
         return value

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fairquant.config.base import Section
 from fairquant.config.schema import GatesSection
 
 LOG = logging.getLogger(__name__)
@@ -34,11 +35,25 @@ def check_gates(metrics: Metrics, section: GatesSection) -> dict[str, Any]:
         >>> check_gates({"overall": {"before": 0.9, "after": 0.89}}, GatesSection(overall_drop=0.01))
         {'passed': True, 'gate': {'overall_drop': {'value': 0.01, 'limit': 0.01, 'passed': True}}}
     """
-    gates = {name: _gate(name, VALUES[name](metrics), limit) for name, limit in limits(section).items()}
+    return judge(metrics, VALUES, section, key="gates")
+
+
+def judge(
+    metrics: Metrics, values: Mapping[str, Callable[[Metrics], float | None]], section: Section, *, key: str
+) -> dict[str, Any]:
+    """Return ``check_gates``'s verdict with gates of any section of limits.
+
+    Args:
+        metrics: what each of ``values`` looks at.
+        values: the value of each gate of ``section``, by name.
+        section: the limits; None is no gate.
+        key: of the section in params.yaml, for the warning.
+    """
+    gates = {name: _gate(f"{key}.{name}", values[name](metrics), limit) for name, limit in limits(section).items()}
     return {"passed": all(gate["passed"] for gate in gates.values()), "gate": gates}
 
 
-def limits(section: GatesSection) -> dict[str, float]:
+def limits(section: Section) -> dict[str, float]:
     """Return the limits that are set, by gate, as a metrics file records them.
 
     >>> limits(GatesSection(gap=0.05, harmed_groups=0))
@@ -49,7 +64,7 @@ def limits(section: GatesSection) -> dict[str, float]:
 
 def _gate(name: str, value: float | None, limit: float) -> dict[str, Any]:
     if value is None:
-        LOG.warning("gates.%s: the value is undefined; the gate fails", name)
+        LOG.warning("%s: the value is undefined; the gate fails", name)
         return {"value": None, "limit": limit, "passed": False}
     value = round(value, DIGITS) + 0  # -0.0 becomes 0.0
     return {"value": value, "limit": limit, "passed": value <= limit}

@@ -30,6 +30,8 @@ from fairquant.quantize.quantizer import WeightQuantizer
 
 Floats = npt.NDArray[np.float32]
 UNTOUCHED = 32
+_SHIFT = np.array([0, 1, *(2 ** (width - 1) - 1 for width in range(2, 17)), *[0] * 16], np.int32)
+"""What is taken off a symmetric code of each width (a code of 1 bit is doubled before); nothing at 0 and 32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +76,14 @@ class CodedLayer:
         """
         if self.codebook is not None:
             raise UserError(f"layer {self.name}: got codebooks; allowed: weights on a grid")
-        widths = self.widths.astype(np.int32)
-        codes = self.codes.astype(np.int32)
-        middle = (1 << np.clip(widths - 1, 0, 16)) - 1 if self.zero is None else self._of_each(self.zero)
-        levels = np.where(widths == 1, 2 * codes - 1, codes - middle)
-        return np.where((widths == 0) | (widths == UNTOUCHED), 0, levels).astype(np.int32)
+        widths = _spread(self.bits, len(self.shape))
+        shift = _SHIFT[widths]
+        if self.zero is not None:
+            shift = np.where((widths > 1) & (widths < UNTOUCHED), self._of_each(self.zero), shift)
+        levels = self.codes.astype(np.int32)  # alone of the weight's size where widths are shared
+        levels <<= widths == 1
+        levels -= shift
+        return levels
 
     def weight(self) -> Floats:
         """Return the weight: float32 of ``shape``."""
@@ -94,9 +99,10 @@ class CodedLayer:
         """Return what each weight finds in a table (out | 1, columns), broadcastable to the weight's shape."""
         if table.shape[1] == 1:
             return table.reshape(-1, *(1,) * (len(self.shape) - 1))
-        present = np.unique(self.bits)
-        column = np.searchsorted(present, self.bits.reshape(len(self.bits), -1))
-        return np.take_along_axis(table, column, axis=1).reshape(self.shape)
+        present = np.flatnonzero(np.bincount(self.bits.reshape(-1)))
+        place = np.zeros(UNTOUCHED + 1, np.intp)
+        place[present] = np.arange(len(present))
+        return np.take_along_axis(table, place[self.bits.reshape(len(self.bits), -1)], axis=1).reshape(self.shape)
 
     def _looked_up(self) -> Floats:
         assert self.codebook is not None

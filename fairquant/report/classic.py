@@ -12,6 +12,7 @@ from typing import Any
 
 from fairquant.report.cells import as_text
 from fairquant.report.details import audit_tables, changed_widths, gate_table, loss_table, width_table
+from fairquant.report.export_tables import accuracy_cells, agreement_cells, file_bytes, latency_cells
 from fairquant.report.inputs import ReportInputs, Row
 from fairquant.report.tables import gap_table, group_table
 
@@ -32,13 +33,17 @@ def fairquant_report(inputs: ReportInputs) -> str:
     parts = [inputs.title, "", "Parameters", *(f"  {key} = {text(value)}" for key, value in flatten(inputs.params))]
     for stage, metrics in inputs.metrics.items():
         parts += ["", f"Results of {stage}", *(f"  {key} = {text(value)}" for key, value in flatten(metrics))]
-    evaluate = inputs.metrics["evaluate"]
+    evaluate, export = inputs.metrics["evaluate"], inputs.metrics["export"]
     tables = {
         "Groups (test split)": group_table(evaluate),
         "Gaps between groups": gap_table(evaluate),
         "Excessive loss (nats per sample)": loss_table(evaluate),
         **{f"Groups by {name}": cells for name, cells in audit_tables(evaluate).items()},
         "Gates": gate_table(evaluate),
+        "Exported files (test accuracy)": accuracy_cells(export),
+        "Exported files (against the simulation)": agreement_cells(export),
+        "Exported files (one forward pass)": latency_cells(export),
+        "Gates of the export": gate_table(export),
     }
     for heading, cells in tables.items():
         parts += ["", heading, as_text(cells)] if len(cells) > 1 else []
@@ -60,7 +65,7 @@ def bit_distribution(distribution: Mapping[str, Sequence[Row]]) -> str:
 
 
 def size_report(inputs: ReportInputs) -> str:
-    """Return sizes and operation counts of the finished model, beside those of the assigned widths."""
+    """Return sizes and operation counts of the finished model, beside those of the assigned widths; bytes of files."""
     bits = inputs.metrics["bits"]
     assigned = dict(flatten({**bits["size"], "avg_bits": bits["avg_bits"], "gbops": bits["gbops"]}))
     final = dict(flatten(inputs.metrics["evaluate"]["cost"]))
@@ -72,7 +77,9 @@ def size_report(inputs: ReportInputs) -> str:
         "MB = 10^6 bytes; packed = weights + scales + width map + rest; reference = sum of bits / 8 only; ratio = fp32 "
         "/ packed.",
     )
-    return "\n".join([as_text(cells), "", *notes]) + "\n"
+    files = file_bytes(inputs.metrics["export"])
+    exported = ["", as_text(files)] if len(files) > 1 else []
+    return "\n".join([as_text(cells), *exported, "", *notes]) + "\n"
 
 
 def bitwidth_percentages(inputs: ReportInputs) -> str:

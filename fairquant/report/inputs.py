@@ -16,7 +16,7 @@ from fairquant.errors import ArtifactError
 
 Row = Mapping[str, str]
 
-STAGES = ("pretrain", "baseline", "bits", "quantize", "evaluate")
+STAGES = ("pretrain", "baseline", "bits", "quantize", "evaluate", "export")
 """The metrics files, in the order of the pipeline."""
 
 WIDTHS = {"assigned": "plots/bits", "final": "plots/quantize"}
@@ -27,15 +27,17 @@ WIDTHS = {"assigned": "plots/bits", "final": "plots/quantize"}
 class ReportInputs:
     """Parsed results of all stages.
 
-    ``params``: every setting, sections nested; ``metrics``: stage → its metrics; ``layers`` and ``distribution``:
-    assigned | final → one row per quantizable layer; ``reasons``: plots/bits/bits.csv, one row per layer: its share of
-    each group's importance and, where losses were predicted, what widths cost; ``budget_curve``: plots/bits/pareto.csv,
-    one row per budget and group, none without a budget; ``curves``: stage → rows per epoch; ``logs``: stage → its
-    training log.
+    ``params``: every setting, sections nested; ``metrics``: stage → its metrics; ``data``: data/prepared/meta.json;
+    ``model``: models/pretrained.json, the full-precision classifier; ``layers`` and ``distribution``: assigned | final
+    → one row per quantizable layer; ``reasons``: plots/bits/bits.csv, one row per layer: its share of each group's
+    importance and, where losses were predicted, what widths cost; ``budget_curve``: plots/bits/pareto.csv, one row per
+    budget and group, none without a budget; ``curves``: stage → rows per epoch; ``logs``: stage → its training log.
     """
 
     params: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
     layers: Mapping[str, tuple[Row, ...]]
     distribution: Mapping[str, tuple[Row, ...]]
     reasons: tuple[Row, ...]
@@ -50,12 +52,17 @@ class ReportInputs:
 
 
 def read_inputs(params: Mapping[str, Any], root: str | Path = ".") -> ReportInputs:
-    """Read metrics/*.json and plots/ under ``root``; a missing or broken file raises ``ArtifactError``."""
+    """Read metrics/*.json, plots/ and the descriptions of data and model under ``root``.
+
+    A missing or broken file raises ``ArtifactError``.
+    """
     base = Path(root)
     layers = _both_widths(base, "layers.csv")
     return ReportInputs(
         params=params,
         metrics={name: read_json(base / f"metrics/{name}.json") for name in STAGES},
+        data=read_json(base / "data/prepared/meta.json"),
+        model=read_json(base / "models/pretrained.json"),
         layers=layers,
         distribution=_both_widths(base, "bit_distribution.csv"),
         reasons=_read_layers(base / WIDTHS["assigned"] / "bits.csv", layers["assigned"]),

@@ -27,6 +27,7 @@ SIGNS = {
     "–": "--",
     "—": "---",
     "…": r"\ldots{}",
+    "Δ": r"$\Delta$",
 }
 """What LaTeX reads otherwise, and how it is written; letters of any script stay (utf-8 is LaTeX's default)."""
 

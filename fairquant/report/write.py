@@ -9,9 +9,12 @@ from fairquant.artifacts import atomic_path
 from fairquant.report.cells import as_lines, as_markdown, as_text, escape
 from fairquant.report.classic import classic_files, flatten, text
 from fairquant.report.details import audit_tables, changed_widths, gate_table, harmed_line, loss_table, width_table
+from fairquant.report.export_section import export_latex, exported
 from fairquant.report.inputs import ReportInputs
 from fairquant.report.latex import as_latex
 from fairquant.report.mitigation import MEANING, mitigation_tables
+from fairquant.report.model_card import model_card
+from fairquant.report.page import as_page
 from fairquant.report.plots import write_plots
 from fairquant.report.tables import gap_table, group_table, table_notes
 from fairquant.report.widths import choice, costly_layers, group_losses
@@ -19,20 +22,25 @@ from fairquant.report.widths_plots import write_width_plots
 
 HEADLINES = ("seed", "reducer", "importance_metric", "allocator", "granularity", "quant_mode", "precision", "debug")
 """The scalars people sweep; the report names them first."""
+OTHER_FILES = ("group_table.tex", "export_table.tex", "model_card.md")
 
 
 def write_report(inputs: ReportInputs, folder: str | Path = "report") -> None:
-    """Write report.md, group_table.txt, .md and .tex, the plots and the classic files into ``folder``."""
+    """Write report.md and .html, model_card.md, the tables, the plots and the classic files into ``folder``."""
     with atomic_path(folder) as partial:
         partial.mkdir()
         plots, width_plots = write_plots(inputs, partial), write_width_plots(inputs, partial)
         files = {
             **classic_files(inputs),
             "report.md": report_page(inputs, plots, width_plots),
+            "model_card.md": model_card(inputs),
             "group_table.txt": group_text(inputs),
             "group_table.md": group_markdown(inputs),
             "group_table.tex": group_latex(inputs),
+            "export_table.tex": export_latex(inputs.metrics["export"]),
         }
+        articles = {name: files[name] for name in ("report.md", "model_card.md")}
+        files["report.html"] = as_page(articles, title=inputs.title, folder=partial)
         for name, content in files.items():
             (partial / name).write_text(content, encoding="utf-8")
 
@@ -93,7 +101,7 @@ def sizes(inputs: ReportInputs) -> str:
 
 
 def report_page(inputs: ReportInputs, plots: Mapping[str, str], width_plots: Mapping[str, str]) -> str:
-    """Return report.md: group table, plots by link, gaps, further groups, post-processing, widths, sizes, settings.
+    """Return report.md: group table, plots by link, gaps, further groups, post-processing, widths, files, settings.
 
     ``plots`` and ``width_plots`` are {file name: what it shows}; the latter stand beside the reasons for the widths.
     """
@@ -107,10 +115,11 @@ def report_page(inputs: ReportInputs, plots: Mapping[str, str], width_plots: Map
         *_mitigation(inputs),
         *_widths(inputs, width_plots),
         *_size(inputs),
+        *exported(inputs.metrics["export"]),
         "## How it was made",
         escape(made_by(inputs)) + ".",
         _value_table("parameter", inputs.params),
-        "Other files: " + ", ".join(f"[{name}]({name})" for name in [*classic_files(inputs), "group_table.tex"]) + ".",
+        "Other files: " + ", ".join(f"[{name}]({name})" for name in [*classic_files(inputs), *OTHER_FILES]) + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

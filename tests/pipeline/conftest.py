@@ -70,7 +70,8 @@ def copy_code(target: Path) -> Workspace:
     workspace.run("git", "config", "user.email", "test@example.org")
     workspace.run("git", "config", "user.name", "test")
     workspace.run("dvc", "init", "-q")
-    workspace.set_params(debug=True, model__name="test_resnet", data__image_size=32, importance__samples_per_group=16)
+    quick = {"debug": True, "model__name": "test_resnet", "data__image_size": 32, "importance__samples_per_group": 16}
+    workspace.set_params(**quick, export__formats=["packed"])
     return workspace
 
 
@@ -81,7 +82,7 @@ def make_workspace(tmp_path: Path) -> Callable[[], Workspace]:
     return lambda: copy_code(tmp_path / f"workspace{next(count)}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Return a workspace in which ``dvc repro`` has run and everything is committed."""
     workspace = copy_code(tmp_path_factory.mktemp("reproduced"))

@@ -11,7 +11,7 @@ import yaml
 
 from fairquant import artifacts
 
-STAGES = ["prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report"]
+STAGES = ["prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "export", "report"]
 
 pytestmark = pytest.mark.xdist_group("dvc")
 
@@ -40,7 +40,7 @@ def test_artifacts_of_every_stage_exist(reproduced):
 
 def test_reducer_reruns_assign_and_later_only(reproduced):
     output = reproduced.run("dvc", "exp", "run", "-n", "cvar", "-S", "reducer=cvar").stdout
-    assert stages_run(output) == ["assign", "quantize", "evaluate", "report"]
+    assert stages_run(output) == ["assign", "quantize", "evaluate", "export", "report"]
     diff = reproduced.run("dvc", "metrics", "diff", "--all", "HEAD").stdout
     plots = reproduced.run("dvc", "plots", "diff", "HEAD", "-o", "plots_diff").stdout
     page = (reproduced.path / "plots_diff/index.html").read_text()

@@ -134,6 +134,82 @@ def quantize_metrics() -> dict[str, Any]:
     }
 
 
+SMALLEST_EXPORT = {
+    "provenance": "ab" * 32,
+    "size": {"packed_mb": 1.251, "onnx_mb": 1.5, "computed_mb": 1.25, "weights_mb": 1.2, "fp32_mb": 7.5},
+}
+"""What export writes of a run whose files were tried nowhere, without gates."""
+
+
+def ran(agreement: float, difference: float, third: float) -> dict[str, Any]:
+    """The parity of one runtime that gives the last group another accuracy, ``third``."""
+    groups = {
+        name: {"n": n, "agreement": agreement, "max_logit_difference": difference, "simulation": after,
+               "runtime": after if number < 2 else third}
+        for number, (name, (n, _, after)) in enumerate(ACCURACY.items())
+    }  # fmt: skip
+    return {
+        "n": 120,
+        "agreement": agreement,
+        "max_logit_difference": difference,
+        "overall": {"simulation": 0.81, "runtime": 0.805},
+        "worst_group": {"simulation": 0.7, "runtime": 0.7},
+        "gap": {"simulation": 0.2, "runtime": 0.175},
+        "group": groups,
+    }
+
+
+def export_metrics() -> dict[str, Any]:
+    """What export writes with everything on."""
+    times = {"torch_fp32": 30.0, "onnxruntime_fp32": 20.0, "onnxruntime": 5.0, "openvino": 2.5}
+    batches = {
+        batch: {name: {"median_ms": factor * ms, "p95_ms": 2 * factor * ms} for name, ms in times.items()}
+        for batch, factor in (("16", 10), ("1", 1))
+    }
+    return {
+        **SMALLEST_EXPORT,
+        "form": {"integer_layers": 2, "float_layers": 1, "activations": "static", "activation_bits": 8},
+        "parity": {
+            "packed": ran(1.0, 0.0, 0.8),
+            "onnxruntime": ran(0.99166667, 0.03125, 0.7875),
+            "openvino": ran(0.975, 0.25, 0.76),
+        },
+        "integer": {"n": 64, "agreement": 1.0, "equal": 0.984375, "max_logit_difference": 0.0625},
+        "latency": {"threads": 1, "runs": 50, "image_size": 32, "batch": batches},
+        "gates": {"passed": False, "gate": {"disagreement": {"value": 0.025, "limit": 0.01, "passed": False}}},
+    }
+
+
+def data_description() -> dict[str, Any]:
+    counts = {"train": 3, "val": 1, "test": 1}
+    return {
+        "source": "folder|<x>",
+        "seed": 3,
+        "classes": ["be_nign", "<b>mal*</b>"],
+        "groups": list(ACCURACY),
+        "group_columns": ["sex", "age_group"],
+        "merged_groups": [],
+        "split_source": "drawn",
+        "samples": 600,
+        "splits": {split: {name: k * n for name, (n, _, _) in ACCURACY.items()} for split, k in counts.items()},
+        "class_counts": {split: {"be_nign": 70 * k, "<b>mal*</b>": 50 * k} for split, k in counts.items()},
+        "dropped": {},
+        "notes": {},
+        "checksum": "cd" * 32,
+    }
+
+
+def model_description() -> dict[str, Any]:
+    return {
+        "spec": {"name": "test_net", "classes": ["be_nign", "<b>mal*</b>"], "image_size": 32, "in_channels": 3,
+                 "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+        "layers": {"conv1": {}, "layer1.0.conv1": {}, "fc": {}},
+        "macs": {"conv1": 1000, "layer1.0.conv1": 2000, "fc": 128},
+        "parameters": {"total": 2900, "quantizable": 2864, "rest": 36},
+        "checksum": "ef" * 32,
+    }  # fmt: skip
+
+
 def texts() -> dict[str, str]:
     return {
         "metrics/pretrain.json": json.dumps({"val": {"accuracy": 0.75}, "best_epoch": 2}),
@@ -141,6 +217,9 @@ def texts() -> dict[str, str]:
         "metrics/bits.json": json.dumps(bits_metrics()),
         "metrics/quantize.json": json.dumps(quantize_metrics()),
         "metrics/evaluate.json": json.dumps(evaluate_metrics()),
+        "metrics/export.json": json.dumps(SMALLEST_EXPORT),
+        "data/prepared/meta.json": json.dumps(data_description()),
+        "models/pretrained.json": json.dumps(model_description()),
         "plots/bits/layers.csv": "layer,bits,share_2bit,share_4bit,share_8bit\n"
         "conv1,8.0,0.0,0.0,1.0\nlayer1.0.conv1,4.0,0.5,0.25,0.25\nfc,4.0,0.0,1.0,0.0\n",
         "plots/bits/bit_distribution.csv": "layer,kind,parameters,units,n_2bit,n_4bit,n_8bit,avg_bits\n"
@@ -200,4 +279,5 @@ def spent_inputs(run_folder: Path) -> ReportInputs:
 def full_inputs(run_folder: Path) -> ReportInputs:
     """Return the parsed results of a run with everything on."""
     (run_folder / "metrics/evaluate.json").write_text(json.dumps(full_metrics()), encoding="utf-8")
+    (run_folder / "metrics/export.json").write_text(json.dumps(export_metrics()), encoding="utf-8")
     return read_inputs(plain_params(Config()), run_folder)

@@ -52,8 +52,24 @@ def test_percentages_by_channel_and_parameter(inputs):
     )
 
 
+def test_size_report_has_the_bytes_on_the_disk(inputs):
+    lines = classic.size_report(inputs).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("exported file"))
+    assert [line.split() for line in lines[start : start + 3]] == [
+        ["exported", "file", "bytes"], ["packed", "file", "1251000"], ["ONNX", "file", "1500000"],
+    ]  # fmt: skip
+
+
+def test_exported_files_have_their_tables(inputs, full_inputs):
+    text = classic.fairquant_report(full_inputs)
+    for what in ("test accuracy", "against the simulation", "one forward pass"):
+        assert f"\n\nExported files ({what})\n" in text
+    assert "\n\nGates of the export\n" in text
+    assert "Exported files" not in classic.fairquant_report(inputs)
+
+
 def test_size_report_has_the_finished_model_and_the_assigned_widths(inputs):
-    table, *notes = classic.size_report(inputs).rstrip().split("\n\n")
+    table, _, *notes = classic.size_report(inputs).rstrip().split("\n\n")
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[1:]}
     assert rows == {
         "packed_mb": ["1.25", "1.4"], "fp32_mb": ["7.5", "7.5"], "ratio": ["6", "5.4"], "gbops": ["3.5", "3.75"],

@@ -12,6 +12,9 @@ from fairquant.report.inputs import plain_params, read_csv, read_inputs
 def test_everything_is_read(inputs):
     assert inputs.title == "FairQuant report"
     assert inputs.metrics["pretrain"]["best_epoch"] == 2
+    assert inputs.metrics["export"]["size"]["onnx_mb"] == 1.5
+    assert inputs.data["groups"][0] == "female × <60"
+    assert inputs.model["spec"]["name"] == "test_net"
     assert inputs.metrics["quantize"]["bits"]["changed"] == 0.125
     assert [row["layer"] for row in inputs.layers["final"]] == ["conv1", "layer1.0.conv1", "fc"]
     assert inputs.distribution["assigned"][1]["n_2bit"] == "8"
@@ -25,7 +28,7 @@ def test_everything_is_read(inputs):
 FILES = (
     "metrics/bits.json", "metrics/quantize.json", "plots/bits/layers.csv", "plots/quantize/layers.csv",
     "plots/quantize/bit_distribution.csv", "plots/pretrain/training.log", "plots/bits/bits.csv",
-    "plots/bits/pareto.csv",
+    "plots/bits/pareto.csv", "metrics/export.json", "data/prepared/meta.json", "models/pretrained.json",
 )  # fmt: skip
 
 

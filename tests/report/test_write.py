@@ -13,6 +13,7 @@ FILES = {
     "report.md", "group_table.txt", "group_table.md", "group_table.tex", "accuracy_by_group.png", "gap.png",
     "bits_per_layer.png", "bits_per_layer_assigned.png", "training.png", "fairquant_report.txt",
     "bit_distribution.csv", "size_report.txt", "bitwidth_percentages.txt", "training.log", "layer_sensitivity.png",
+    "report.html", "model_card.md", "export_table.tex",
 }  # fmt: skip
 
 
@@ -21,7 +22,7 @@ def test_every_file_is_written_and_every_link_leads_somewhere(inputs, tmp_path):
     assert {path.name for path in (tmp_path / "report").iterdir()} == FILES
     page = (tmp_path / "report/report.md").read_text()
     links = re.findall(r"\]\(([\w.]+)\)", page)
-    assert len(links) == 12
+    assert len(links) == 14
     assert set(links) <= FILES
 
 
@@ -77,7 +78,7 @@ def test_page_has_a_section_for_everything_measured(full_inputs):
     headings = [line for line in page.splitlines() if line.startswith("## ")]
     assert headings == [
         "## Gates", "## Gaps between groups", "## Excessive loss", r"## Groups by age\|group", "## Why these widths",
-        "## Size and bits", "## How it was made",
+        "## Size and bits", "## Exported files", "## How it was made",
     ]  # fmt: skip
     assert r"| \<60 (worst before and after) | 8 | 50.0 | 25.0 | -25.0 \[-50.0, +0.0\] |" in page
     assert r"| size\_mb | 1.25 | 5 | passed |" in page
@@ -90,7 +91,9 @@ def test_page_has_a_section_for_everything_measured(full_inputs):
 def test_page_of_a_run_without_intervals_tests_audit_and_gates(inputs, empty):
     page = report_page(with_evaluate(inputs, **empty), {}, {})
     headings = [line for line in page.splitlines() if line.startswith("## ")]
-    assert headings == ["## Gaps between groups", "## Why these widths", "## Size and bits", "## How it was made"]
+    assert headings == [
+        "## Gaps between groups", "## Why these widths", "## Size and bits", "## Exported files", "## How it was made",
+    ]  # fmt: skip
     assert "harm" not in page.split("## How it was made")[0]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fairquant.errors import ArtifactError
 from scripts import pr_comment
-from scripts.pr_comment import Measured, Results, comment, comparison, headline, verdict
+from scripts.pr_comment import EXPORT, Measured, Results, comment, comparison, headline, verdict
 
 PATH = "metrics/evaluate.json"
 NAMES = {"female × <60": (40, 0.875), "a|b*": (20, 0.7), "male": (60, 0.8)}
@@ -35,6 +35,10 @@ def metrics():
         "harm": {name: {"harmed": name == "a|b*"} for name in NAMES},
         "cost": {"packed_mb": 1.25, "avg_bits": {"by_parameter": 4.8}},
     }
+
+
+def export(onnx_mb=1.5, **parts):
+    return {"size": {"packed_mb": 1.251, "onnx_mb": onnx_mb, "computed_mb": 1.25, "fp32_mb": 7.5}, **parts}
 
 
 def changed(**after):
@@ -155,13 +159,15 @@ def test_undefined_accuracies_are_dashes():
 def test_names_are_escaped_and_gates_are_shown():
     head = metrics()
     head["gates"] = {"passed": False, "gate": {"size_mb": {"value": 1.25, "limit": 1, "passed": False}}}
-    text = comment(results(metrics()), results(head))
+    exported = {"gates": {"gate": {"disagreement": {"value": 0.0, "limit": 0.01, "passed": True}}}}
+    text = comment(results(metrics()), results(head), export(**exported))
     assert r"| female × \<60 | 40 | 87.5 | 87.5 \[83.5, 91.5\] | +0.0 |  |" in text
     assert r"| a\|b\* | 20 | 70.0 | 70.0 \[66.0, 74.0\] | +0.0 | harmed |" in text
     assert r"Harmed by the compression (1 of 3 groups): a\|b\*." in text
-    assert r"| size\_mb | 1.25 | 1 | FAILED |" in text
+    assert "| size\\_mb | 1.25 | 1 | FAILED |\n| export.disagreement | 0 | 0.01 | passed |" in text
+    assert "Exported files. No exported file was run on the test split" in text
     assert "the two runs are not paired" in text
-    assert text == comment(results(metrics()), results(head))
+    assert text == comment(results(metrics()), results(head), export(**exported))
 
 
 @pytest.mark.parametrize("key", ["overall", "worst_group", "group", "cost"])
@@ -179,6 +185,24 @@ def test_a_file_of_another_shape_is_refused(broken):
         results(broken)
 
 
+def test_sizes_of_exported_files_stand_beside_those_of_the_base():
+    base = results(metrics()).with_files(export(1.25), name=EXPORT)
+    head = results(metrics()).with_files(export(1.5), name=EXPORT)
+    assert comparison(base, head)[-2:] == [
+        ("packed file, MB", "", "1.251", "1.251", "+0.000", ""),
+        ("ONNX file, MB", "", "1.250", "1.500", "+0.250", ""),
+    ]
+    assert comparison(results(metrics()), head)[-1] == ("ONNX file, MB", "", "–", "1.500", "–", "")
+
+
+@pytest.mark.parametrize("broken", [{}, {"size": []}, {"size": {"onnx_mb": "x"}}])
+def test_an_export_of_another_shape_is_refused(broken):
+    with pytest.raises(
+        ArtifactError, match=rf"^{EXPORT}: got a file without a usable .*; allowed: what the export stage"
+    ):
+        results(metrics()).with_files(broken, name=EXPORT)
+
+
 class TestCommand:
     """The command line, in a repository with one commit."""
 
@@ -191,6 +215,7 @@ class TestCommand:
         self.git(tmp_path, "init", "-q", "-b", "main")
         (tmp_path / "metrics").mkdir()
         (tmp_path / PATH).write_text(json.dumps(metrics(), ensure_ascii=False), encoding="utf-8")
+        (tmp_path / EXPORT).write_text(json.dumps(export()), encoding="utf-8")
         return tmp_path
 
     def commit(self, folder):
@@ -222,7 +247,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("{", "The base's metrics/evaluate.json is not valid JSON ("),
+            ("{", "The base's metrics are not valid JSON ("),
             ("{}", "The base cannot be compared with. metrics/evaluate.json: got a file without a usable 'group'"),
         ],
     )
@@ -249,3 +274,5 @@ class TestCommand:
         code, out, err = self.run(capsys, repository)
         assert (code, out) == (2, "")
         assert err == f"error: {repository / PATH}: not found; run the stage that writes it (dvc repro)\n"
+        (repository / EXPORT).unlink()
+        assert str(repository / EXPORT) in self.run(capsys, repository)[2]

@@ -13,7 +13,7 @@ import yaml
 from fairquant import plugins
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "report")
+STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "export", "report")
 BAD = "reducer: no_such\nseed: -1\n"
 LINE = (
     "error: params.yaml: seed: got -1; allowed: a number in [0, 4294967296); "
