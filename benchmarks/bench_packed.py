@@ -61,7 +61,7 @@ def write(folder: Path, spec: ModelSpec, bits: BitMap, clock: Callable[[], float
     save_quantized(folder / "simulation", model, spec)
     metadata = ModelMetadata.of(spec, groups=("a", "b"), provenance=64 * "0")
     start = clock()
-    write_packed(folder / "packed", model, spec, groups=("a", "b"), meta=metadata)
+    write_packed(folder / "packed", model, metadata)
     return clock() - start
 
 

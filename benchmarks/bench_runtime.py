@@ -120,7 +120,7 @@ def prepare(spec: ModelSpec, folder: Path, threads: int) -> tuple[dict[str, Forw
             expected = full = logits_of(model, few)
         else:
             model = quantized(model, spec, widths(model, chosen), store, folder)
-            write_onnx(path, model, spec, groups=store.group_names, meta=metadata)
+            write_onnx(path, model, metadata)
             expected = logits_of(model, few)
         near = float(np.linalg.norm(expected - full) if chosen else 1e-3 * np.linalg.norm(full))
         for runtime in RUNTIMES:

@@ -12,7 +12,7 @@ and what a Concat joins is rounded before it is joined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -157,6 +157,9 @@ def _quantized(marks: Marks, node: NodeProto, grid: ActivationGrid, apart: set[i
         codes = f"{name}.clipped"
         nodes.append(make("Clip", [nodes[0].output[0], *ends], codes))
     readers = [reader for reader, _ in edit.readers(name)]
+    if _is_sum_of_convolution(edit, node, readers):
+        nodes.append(make("MaxPool", [codes], f"{name}.kept", kernel_shape=[1, 1]))
+        codes = nodes[-1].output[0]
     far = [reader for reader in readers if id(reader) in apart]
     if len(far) < len(readers) or name in edit.outputs:
         nodes.append(make("DequantizeLinear", [codes, scale, zero], name))
@@ -170,6 +173,16 @@ def _quantized(marks: Marks, node: NodeProto, grid: ActivationGrid, apart: set[i
         nodes.append(make("Mul", [moved, scale], f"{name}.float"))
         edit.read_instead(name, f"{name}.float", among=far)
     edit.replace(node, nodes)
+
+
+def _is_sum_of_convolution(edit: GraphEdit, mark: NodeProto, readers: Sequence[NodeProto]) -> bool:
+    """Return whether ``mark`` rounds what a convolution computes for an addition: the sum of a residual block.
+
+    OpenVINO makes convolution, rounding and addition one operator and leaves out the rounding: a quarter of the codes
+    behind it were off by one. A pooling over one pixel, which changes nothing, keeps the codes apart.
+    """
+    maker = edit.maker(mark.input[0])
+    return maker is not None and maker.op_type == "Conv" and any(reader.op_type == "Add" for reader in readers)
 
 
 def _rounded(edit: GraphEdit, node: NodeProto, grid: ActivationGrid, point: str) -> list[NodeProto]:

@@ -27,6 +27,7 @@ from fairquant.models.fold import Pair, fold_pairs, foldable
 from fairquant.models.layers import quantizable_layers
 from fairquant.quantize.activate import ROOT, activation_quantizers
 from fairquant.quantize.activation import ActivationQuantizer
+from fairquant.quantize.attach import QUANTIZER
 
 LOG = logging.getLogger(__name__)
 DOMAIN, MARK, POINT = "fairquant", "Activation", "point"
@@ -107,15 +108,23 @@ def _bare(module: nn.Module) -> None:
             layer.__class__ = parametrize.type_before_parametrizations(layer)
             del layer._modules["parametrizations"]
             layer.weight = nn.Parameter(weight, requires_grad=False)
-    if not isinstance(module, fx.GraphModule):
-        return
-    for node in list(module.graph.nodes):  # a layer that is used through its weight
-        if node.op == "call_module" and str(node.target).endswith(".parametrizations.weight.0"):
-            with module.graph.inserting_before(node):
-                plain = module.graph.get_attr(str(node.target).removesuffix(".parametrizations.weight.0") + ".weight")
-            node.replace_all_uses_with(plain)
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    if isinstance(module, fx.GraphModule):
+        _read_plain(module)
+
+
+def _read_plain(module: fx.GraphModule) -> None:
+    """Let a graph read the weight itself where a layer is used through what its weight is computed from."""
+    for node in list(module.graph.nodes):
+        layer = str(node.target).removesuffix(QUANTIZER)
+        if node.op != "call_module" or layer == node.target:
+            continue
+        with module.graph.inserting_before(node):
+            node.replace_all_uses_with(module.graph.get_attr(f"{layer}.weight"))
+        given = node.all_input_nodes
+        module.graph.erase_node(node)
+        for original in given:
+            if not original.users:
+                module.graph.erase_node(original)
     module.recompile()
 
 

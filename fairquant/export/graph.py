@@ -85,16 +85,18 @@ _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what the exporter has to say about itself off the terminal; multi-head attention is to be followed."""
-    logger = logging.getLogger("torch.onnx")
-    level, fast = logger.level, torch.backends.mha.get_fastpath_enabled()
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels, fast = [logger.level for logger in loggers], torch.backends.mha.get_fastpath_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 

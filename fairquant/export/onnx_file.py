@@ -12,7 +12,7 @@ the numbers differ from the simulation's; how far is for parity to say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,37 +56,27 @@ class OnnxForm:
 
 
 def write_onnx(
-    path: str | Path,
-    model: nn.Module,
-    spec: ModelSpec,
-    *,
-    groups: Sequence[str],
-    meta: ModelMetadata,
-    flavour: Flavour = "onnx",
+    path: str | Path, model: nn.Module, metadata: ModelMetadata, *, flavour: Flavour = "onnx"
 ) -> OnnxForm:
     """Write a quantized ``model`` (as ``load_quantized`` returns it), atomically; bytes depend on the content alone.
 
     Args:
         path: of the file.
         model: stays as it is.
-        spec: what it is.
-        groups: names of the groups it was examined on.
-        meta: what the file says of itself.
+        metadata: what the file says of itself.
         flavour: onnx | tensorrt.
 
     Raises ``UserError`` for a model without quantizers, or without ranges of its activations, one that torch cannot
-    export, a file of 2 GiB or more, and for ``meta`` of another spec or other groups.
+    export, and a file of 2 GiB or more.
     """
-    if (meta.spec, meta.groups) != (spec, tuple(groups)):
-        raise UserError(f"metadata: got those of {meta.spec.name} and {list(meta.groups)}; allowed: the model's own")
     exported = export_model(model)
     state = exported.module.state_dict()
     biases = {name: state[f"{name}.bias"].numpy() for name in exported.layers if f"{name}.bias" in state}
     hidden = {f"{name}.weight" for name in exported.layers} | {f"{name}.bias" for name in biases}
-    edit = GraphEdit(traced_graph(exported.module, spec, hidden=hidden))
+    edit = GraphEdit(traced_graph(exported.module, metadata.spec, hidden=hidden))
     tidy(edit)
     placed = _place(edit, exported, biases, flavour)
-    _write(path, edit, spec, meta)
+    _write(path, edit, metadata.spec, metadata)
     first = next(iter(exported.grids.values()), None)
     if first is None:
         return OnnxForm(placed.integer, placed.floating, "fp32", 32)
@@ -122,7 +112,7 @@ def write_float_onnx(path: str | Path, model: nn.Module, spec: ModelSpec) -> Non
     _write(path, edit, spec, None)
 
 
-def _write(path: str | Path, edit: GraphEdit, spec: ModelSpec, meta: ModelMetadata | None) -> None:
+def _write(path: str | Path, edit: GraphEdit, spec: ModelSpec, metadata: ModelMetadata | None) -> None:
     shape: list[str | int | None] = [BATCH, spec.in_channels, spec.image_size, spec.image_size]
     graph = helper.make_graph(
         edit.nodes,
@@ -138,8 +128,8 @@ def _write(path: str | Path, edit: GraphEdit, spec: ModelSpec, meta: ModelMetada
         producer_name="fairquant",
         producer_version=fairquant.__version__,
     )
-    if meta is not None:
-        helper.set_model_props(made, {KEY: meta.to_json()})
+    if metadata is not None:
+        helper.set_model_props(made, {KEY: metadata.to_json()})
     if made.ByteSize() > LARGEST_FILE:
         raise UserError(
             f"{path}: got {made.ByteSize()} bytes of ONNX; allowed: below 2 GiB, or export.formats: [packed]"

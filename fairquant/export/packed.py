@@ -8,7 +8,7 @@ unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,13 @@ class Packed:
         return self.metadata.groups
 
 
-def write_packed(
-    path: str | Path, model: nn.Module, spec: ModelSpec, *, groups: Sequence[str], meta: ModelMetadata
-) -> None:
+def write_packed(path: str | Path, model: nn.Module, metadata: ModelMetadata) -> None:
     """Write a quantized ``model`` (as ``load_quantized`` returns it), atomically; bytes depend on the content alone.
 
-    Raises ``UserError`` for a model without quantizers, one that is not ``spec``'s, one with weights that are not
-    finite, and for ``meta`` of another spec or other groups.
+    Raises ``UserError`` for a model without quantizers, one that is not what ``metadata`` says, and one with weights
+    that are not finite.
     """
-    if (meta.spec, meta.groups) != (spec, tuple(groups)):
-        raise UserError(f"metadata: got those of {meta.spec.name} and {list(meta.groups)}; allowed: the model's own")
-    bits, record = bitmap_of(model), architecture(model)
+    bits, record, spec = bitmap_of(model), architecture(model), metadata.spec
     if record != architecture(skeleton(spec, folded=is_folded(model))):
         raise UserError(f"model: got a {type(model).__name__} that is no {spec.name}; allowed: the model of the spec")
     layers = _checked_layers(model)
@@ -94,7 +90,7 @@ def write_packed(
         names = activations["names"]
         arrays[STEPS] = np.array([grids[f"activation/{name}/scale"] for name in names], np.float32)
         arrays[ZERO_POINTS] = np.array([grids[f"activation/{name}/zero_point"] for name in names], np.int32)
-    container.write(path, {METADATA: meta.to_json(), HEADER: header.to_json()}, arrays)
+    container.write(path, {METADATA: metadata.to_json(), HEADER: header.to_json()}, arrays)
 
 
 def _checked_layers(model: nn.Module) -> dict[str, CodedLayer]:

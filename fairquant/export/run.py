@@ -83,10 +83,9 @@ def write_files(folder: str | Path, source: Quantized, *, section: ExportSection
         for name in section.formats:
             path = partial / FILES[name]
             if name == "packed":
-                write_packed(path, source.model, source.spec, groups=source.metadata.groups, meta=source.metadata)
+                write_packed(path, source.model, source.metadata)
             else:
-                about: dict[str, Any] = {"groups": source.metadata.groups, "meta": source.metadata}
-                form = write_onnx(path, source.model, source.spec, flavour=name, **about)
+                form = write_onnx(path, source.model, source.metadata, flavour=name)
                 result |= {"form": _form(form)} if name == "onnx" else {}
             size[f"{name}_mb"] = path.stat().st_size / MEGABYTE
     shapes = {name: tuple(layer["shape"]) for name, layer in source.info["layers"].items()}

@@ -114,5 +114,5 @@ def packed_bytes(kind: str) -> bytes:
     """Return the packed file of a small model of this kind."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "p"
-        write_packed(path, quantized(SMALL, **KINDS[kind]), SMALL, groups=GROUPS, meta=metadata_of(SMALL))
+        write_packed(path, quantized(SMALL, **KINDS[kind]), metadata_of(SMALL))
         return path.read_bytes()

@@ -117,7 +117,7 @@ def quantized(
 def written(path: Path, model: nn.Module, spec: ModelSpec | None = None, *, flavour: Flavour = "onnx") -> OnnxForm:
     spec = spec_of() if spec is None else spec
     meta = ModelMetadata.of(spec, groups=GROUPS, provenance="0123456789abcdef" * 4)
-    return write_onnx(path, model, spec, groups=GROUPS, meta=meta, flavour=flavour)
+    return write_onnx(path, model, meta, flavour=flavour)
 
 
 def logits(model: nn.Module, x: Tensor) -> np.ndarray:

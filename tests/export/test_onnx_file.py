@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fairquant.errors import UserError
 from fairquant.export.metadata import KEY, ModelMetadata
-from fairquant.export.onnx_file import write_float_onnx, write_onnx
+from fairquant.export.onnx_file import write_float_onnx
 from fairquant.export.quiet import import_openvino
 from tests.export.small_networks import (
     GROUPS,
@@ -217,10 +217,3 @@ class TestRefused:
         model.get_submodule("activation_points.soft.input").ready = False
         with pytest.raises(UserError, match="soft.input: got no range of activations yet; allowed: a calibrated model"):
             written(tmp_path / "m.onnx", model)
-
-    def test_metadata_of_another_model(self, tmp_path):
-        meta = ModelMetadata.of(spec_of(), groups=GROUPS, provenance="0" * 64)
-        with pytest.raises(
-            UserError, match=r"metadata: got those of small and \['type I', 'type VI'\]; allowed: the mod"
-        ):
-            write_onnx(tmp_path / "m.onnx", quantized(), spec_of(), groups=("other",), meta=meta)

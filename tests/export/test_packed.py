@@ -40,7 +40,7 @@ from tests.export.quantized_models import (
 
 
 def write(path: Path, model: nn.Module, spec: ModelSpec = SMALL) -> Path:
-    write_packed(path, model, spec, groups=GROUPS, meta=metadata_of(spec))
+    write_packed(path, model, metadata_of(spec))
     return path
 
 
@@ -159,12 +159,6 @@ def test_points_taken_away_stay_away(tmp_path):
 
 
 class TestNotWritten:
-    def test_other_metadata(self, tmp_path):
-        with pytest.raises(
-            UserError, match=r"metadata: got those of resnet20 and \['type I', 'type VI'\]; allowed: the"
-        ):
-            write_packed(tmp_path / "p", quantized(SMALL), SMALL, groups=["a"], meta=metadata_of(SMALL))
-
     def test_another_model_than_the_spec_says(self, tmp_path):
         spec = spec_of("resnet32", 8)
         with pytest.raises(

@@ -155,7 +155,7 @@ class TestPacked:
         quantize_model(model, BitMap.filled(shapes, 4))
         facts = Quantization.of(bitmap_of(model), shapes)
         meta = ModelMetadata.of(spec, groups=("a",), provenance="b" * 64, quantization=facts)
-        write_packed(tmp_path / "packed.safetensors", model, spec, groups=("a",), meta=meta)
+        write_packed(tmp_path / "packed.safetensors", model, meta)
         return tmp_path / "packed.safetensors", model, meta
 
     def test_it_predicts_what_the_simulation_does(self, packed, images):
