@@ -24,10 +24,10 @@ from torch import nn
 from benchmarks.bench_quantize import SHARES, WIDTHS, compare
 from fairquant.allocate.bitmap import BitMap, unit_shape
 from fairquant.cost.size import MEGABYTE, size_report
-from fairquant.export.bitstream import pack, unpack
 from fairquant.export.metadata import ModelMetadata
 from fairquant.export.packed import load_packed, write_packed
-from fairquant.export.width_map import decode, encode
+from fairquant.export.packing.bitstream import pack, unpack
+from fairquant.export.packing.width_map import decode, encode
 from fairquant.models.build import build
 from fairquant.models.describe import describe
 from fairquant.models.layers import quantizable_layers

@@ -5,9 +5,9 @@
 
 Convolutions, matrix products, residual sums and averages between quantized tensors are computed in whole numbers with
 explicit requantization. Which nodes that are is decided from the QDQ graph by the rules in
-``fairquant.export.integer_graph`` and ``fairquant.export.integer_plan``; the arithmetic stands in
-``fairquant.export.integer_ops``; everything else is float32 (``fairquant.export.integer_float``). Where a network is
-quantized throughout, every code equals onnxruntime's on CPU bit for bit; where floating operators such as softmax or
+``fairquant.export.arithmetic.graph`` and ``fairquant.export.arithmetic.plan``; the arithmetic stands in
+``fairquant.export.arithmetic.ops``; everything else is float32 (``…arithmetic.floats``). Where a network
+is quantized throughout, every code equals onnxruntime's on CPU bit for bit; where floating operators such as softmax or
 layer norm stand between, a value near the border of two codes can fall to either side.
 
 What is simulated is the exact arithmetic. A CPU without 8-bit dot product instructions (VNNI, or its like) computes
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from fairquant.errors import UserError
-from fairquant.export.integer_graph import read_graph
-from fairquant.export.integer_plan import last_reads, plan
+from fairquant.export.arithmetic.graph import read_graph
+from fairquant.export.arithmetic.plan import last_reads, plan
 
 
 class IntegerSession:

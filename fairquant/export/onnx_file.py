@@ -24,14 +24,14 @@ from torch import nn
 import fairquant
 from fairquant.artifacts import atomic_path
 from fairquant.errors import UserError
-from fairquant.export.activations import Marks, expand_marks
 from fairquant.export.codes import Floats
-from fairquant.export.deploy import ExportModel, export_model
-from fairquant.export.graph import BATCH, IMAGE, IR_VERSION, LOGITS, OPSET, traced_graph
-from fairquant.export.graph_edit import GraphEdit
-from fairquant.export.layer_nodes import Flavour, LayerPass, Placed, uses_of
+from fairquant.export.graph.activations import Marks, expand_marks
+from fairquant.export.graph.deploy import ExportModel, export_model
+from fairquant.export.graph.edit import GraphEdit
+from fairquant.export.graph.layer_nodes import Flavour, LayerPass, Placed, uses_of
+from fairquant.export.graph.tidy import tidy
+from fairquant.export.graph.traced import BATCH, IMAGE, IR_VERSION, LOGITS, OPSET, traced_graph
 from fairquant.export.metadata import KEY, ModelMetadata
-from fairquant.export.tidy import tidy
 from fairquant.models.spec import ModelSpec
 
 LARGEST_FILE = 2**31 - 1
@@ -55,9 +55,7 @@ class OnnxForm:
     activation_bits: int
 
 
-def write_onnx(
-    path: str | Path, model: nn.Module, metadata: ModelMetadata, *, flavour: Flavour = "onnx"
-) -> OnnxForm:
+def write_onnx(path: str | Path, model: nn.Module, metadata: ModelMetadata, *, flavour: Flavour = "onnx") -> OnnxForm:
     """Write a quantized ``model`` (as ``load_quantized`` returns it), atomically; bytes depend on the content alone.
 
     Args:

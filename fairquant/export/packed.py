@@ -19,12 +19,12 @@ from torch import nn
 
 from fairquant.allocate.bitmap import BitMap
 from fairquant.errors import ArtifactError, UserError
-from fairquant.export import container, streams
 from fairquant.export.codes import CodedLayer, coded_layers
 from fairquant.export.metadata import KEY as METADATA
 from fairquant.export.metadata import ModelMetadata
-from fairquant.export.packed_header import Header
-from fairquant.export.plain_tensors import architecture, load_plain, plain_arrays
+from fairquant.export.packing import container, streams
+from fairquant.export.packing.header import Header
+from fairquant.export.packing.plain_tensors import architecture, load_plain, plain_arrays
 from fairquant.models.fold import is_folded
 from fairquant.models.layers import quantizable_layers, weight_parameter
 from fairquant.models.spec import ModelSpec

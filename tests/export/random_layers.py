@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from fairquant.allocate.books import books_of
 from fairquant.export.codes import UNTOUCHED, CodedLayer
-from fairquant.export.subgraph import Subgraph, merged
+from fairquant.export.graph.subgraph import Subgraph, merged
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from fairquant.allocate.bitmap import BitMap, Granularity, Per, Scheme, unit_shape
-from fairquant.export.deploy import ActivationMark, export_model
-from fairquant.export.layer_nodes import Flavour
+from fairquant.export.graph.deploy import ActivationMark, export_model
+from fairquant.export.graph.layer_nodes import Flavour
 from fairquant.export.metadata import ModelMetadata
 from fairquant.export.onnx_file import OnnxForm, write_onnx
 from fairquant.export.quiet import import_onnxruntime

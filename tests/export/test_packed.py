@@ -18,7 +18,7 @@ from fairquant.cost.size import size_report
 from fairquant.errors import UserError
 from fairquant.export.codes import coded_layers
 from fairquant.export.packed import load_packed, read_packed, write_packed
-from fairquant.export.streams import from_arrays, to_arrays
+from fairquant.export.packing.streams import from_arrays, to_arrays
 from fairquant.models.describe import describe
 from fairquant.models.spec import ModelSpec
 from fairquant.quantize.activate import activation_quantizers, activation_settings, keep_points

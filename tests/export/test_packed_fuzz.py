@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from fairquant.errors import ArtifactError
-from fairquant.export import container
 from fairquant.export.packed import Packed, read_packed
+from fairquant.export.packing import container
 from tests.export.quantized_models import packed_bytes
 
 FILES = ("per_channel", "asymmetric_param", "books_of_channels", "static")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fairquant.errors import ArtifactError
-from fairquant.export import container
 from fairquant.export.packed import load_packed
+from fairquant.export.packing import container
 from fairquant.quantize.state import save_quantized
 from tests.export.quantized_models import SMALL, packed_bytes, quantized
 
