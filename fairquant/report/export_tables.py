@@ -62,20 +62,21 @@ def file_bytes(export: Mapping[str, Any]) -> Cells:
 def form_line(export: Mapping[str, Any]) -> str:
     """Return how many layers of the ONNX file hold integers and what activations are; nothing without such a file.
 
-    >>> form_line({"form": {"integer_layers": 20, "float_layers": 1, "activations": "fp32", "activation_bits": 32}})
-    '20 of 21 layers hold integer weights, 1 holds floats. Activations are floats, and so is the arithmetic.'
+    >>> form_line({"form": {"integer_layers": 0, "float_layers": 21, "activations": "fp32", "activation_bits": 32}})
+    'Activations are floats, and so is the arithmetic: weights, stored at their widths, become floats at load.'
     """
     form = export.get("form")
     if not form:
         return ""
+    if form["activations"] == "fp32":
+        return "Activations are floats, and so is the arithmetic: weights, stored at their widths, become floats at load."
     whole, floats = form["integer_layers"], form["float_layers"]
     rest = f", {floats} {'holds' if floats == 1 else 'hold'} floats" if floats else ""
     activations = {
-        "fp32": "Activations are floats, and so is the arithmetic.",
         "static": f"Activations are on fixed {form['activation_bits']}-bit grids: these layers compute on integers.",
         "dynamic": f"Activations are on {form['activation_bits']}-bit grids whose ranges are found in each batch.",
     }
-    named = f" Floats: {', '.join(form['float_names'])}." if form.get("float_names") else ""
+    named = f" Floats: {', '.join(form['float_names'])}." if whole and form.get("float_names") else ""
     return f"{whole} of {whole + floats} layers hold integer weights{rest}. {activations[form['activations']]}{named}"
 
 

@@ -24,7 +24,6 @@ def test_sizes():
 @pytest.mark.parametrize(
     ("activations", "words"),
     [
-        ("fp32", "Activations are floats, and so is the arithmetic."),
         ("static", "Activations are on fixed 8-bit grids: these layers compute on integers."),
         ("dynamic", "Activations are on 8-bit grids whose ranges are found in each batch."),
     ],
@@ -34,6 +33,13 @@ def test_form(activations, words):
     assert tables.form_line({"form": form}) == f"2 of 2 layers hold integer weights. {words}"
     some = tables.form_line({"form": form | {"float_layers": 2, "float_names": ["conv1", "fc"]}})
     assert some == f"2 of 4 layers hold integer weights, 2 hold floats. {words} Floats: conv1, fc."
+
+
+def test_form_without_quantized_activations():
+    form = {"integer_layers": 0, "float_layers": 2, "float_names": ["a", "b"], "activations": "fp32"}
+    words = "Activations are floats, and so is the arithmetic: weights, stored at their widths, become floats at load."
+    assert tables.form_line({"form": form}) == words
+    assert tables.form_line({}) == ""
 
 
 def test_accuracy_side_by_side():

@@ -12,14 +12,14 @@ and what a Concat joins is rounded before it is joined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import NodeProto, helper
 
 from fairquant.export.graph.deploy import DOMAIN, MARK, POINT
-from fairquant.export.graph.edit import FLOAT, GraphEdit, attribute, make
+from fairquant.export.graph.edit import FLOAT, INT32, UINT8, GraphEdit, attribute, make
 from fairquant.export.graph.grids import ActivationGrid
 from fairquant.quantize.affine import SMALLEST
 
@@ -157,9 +157,9 @@ def _quantized(marks: Marks, node: NodeProto, grid: ActivationGrid, apart: set[i
         codes = f"{name}.clipped"
         nodes.append(make("Clip", [nodes[0].output[0], *ends], codes))
     readers = [reader for reader, _ in edit.readers(name)]
-    if _is_sum_of_convolution(edit, node, readers):
-        nodes.append(make("MaxPool", [codes], f"{name}.kept", kernel_shape=[1, 1]))
-        codes = nodes[-1].output[0]
+    if grid.dtype == np.uint8 and any(reader.op_type == "Add" for reader in readers):
+        nodes += _kept_apart(edit, edit.maker(node.input[0]), codes, name)
+        codes = str(nodes[-1].output[0])
     far = [reader for reader in readers if id(reader) in apart]
     if len(far) < len(readers) or name in edit.outputs:
         nodes.append(make("DequantizeLinear", [codes, scale, zero], name))
@@ -175,14 +175,21 @@ def _quantized(marks: Marks, node: NodeProto, grid: ActivationGrid, apart: set[i
     edit.replace(node, nodes)
 
 
-def _is_sum_of_convolution(edit: GraphEdit, mark: NodeProto, readers: Sequence[NodeProto]) -> bool:
-    """Return whether ``mark`` rounds what a convolution computes for an addition: the sum of a residual block.
+def _kept_apart(edit: GraphEdit, maker: NodeProto | None, codes: str, name: str) -> list[NodeProto]:
+    """Return operators that change no code, between a layer's rounded result and the residual sum that reads it.
 
-    OpenVINO makes convolution, rounding and addition one operator and leaves out the rounding: a quarter of the codes
-    behind it were off by one. A pooling over one pixel, which changes nothing, keeps the codes apart.
+    OpenVINO makes layer, rounding and addition one operator and leaves out the rounding: a quarter of the codes behind
+    it were off by one. A pooling over one pixel, or for tokens a cast there and back, keeps them apart.
     """
-    maker = edit.maker(mark.input[0])
-    return maker is not None and maker.op_type == "Conv" and any(reader.op_type == "Add" for reader in readers)
+    if maker is not None and maker.op_type == "Conv":
+        return [make("MaxPool", [codes], f"{name}.kept", kernel_shape=[1, 1])]
+    biased = (
+        maker is not None and maker.op_type == "Add" and any(edit.constant(given) is not None for given in maker.input)
+    )
+    if biased or (maker is not None and maker.op_type in ("Gemm", "MatMul")):
+        wide = make("Cast", [codes], f"{name}.wide", to=INT32)
+        return [wide, make("Cast", wide.output, f"{name}.kept", to=UINT8)]
+    return []
 
 
 def _rounded(edit: GraphEdit, node: NodeProto, grid: ActivationGrid, point: str) -> list[NodeProto]:

@@ -95,4 +95,4 @@ def make(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -
     return helper.make_node(operator, list(inputs), [output], name=output, **attributes)
 
 
-FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
+FLOAT, INT32, UINT8 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.UINT8

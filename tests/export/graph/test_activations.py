@@ -163,3 +163,27 @@ def test_nodes_apart_get_the_same_numbers_without_a_dequantize():
     expand_marks(Marks.of(edit, {"p": grid}), apart=[edit.nodes[1]])
     assert kinds(edit) == ["QuantizeLinear", "DequantizeLinear", "Cast", "Sub", "Mul", "Neg", "Add"]
     assert not run(edit, np.linspace(-3, 30, 333, dtype=np.float32)).any()
+
+
+@pytest.mark.parametrize(
+    ("maker", "grid", "between"),
+    [
+        ("Conv", GRID, ["MaxPool"]),
+        ("MatMul", GRID, ["Cast", "Cast"]),
+        ("Relu", GRID, []),
+        ("Conv", ActivationGrid(8, True, -127, 127, np.float32(0.1), 0), []),
+    ],
+)
+def test_codes_of_a_layer_stay_apart_from_the_sum_that_reads_them(maker, grid, between):
+    nodes = [
+        helper.make_node(maker, ["image"] if maker == "Relu" else ["image", "w"], ["a"]),
+        mark("a", "m", "p"),
+        helper.make_node("Add", ["m", "image"], ["y"]),
+    ]
+    w = np.ones((1, 1, 1, 1), np.float32)
+    edit = edit_of(nodes, "y", {"w": w})
+    expand_marks(Marks.of(edit, {"p": grid}))
+    clips = ["Clip"] if grid.clips else []
+    assert kinds(edit) == [maker, "QuantizeLinear", *clips, *between, "DequantizeLinear", "Add"]
+    x = np.linspace(0, 12, 9, dtype=np.float32).reshape(9, 1, 1, 1)
+    np.testing.assert_allclose(run(edit, x), np.rint(x * 10) / 10 + x, atol=1e-5)
