@@ -14,6 +14,7 @@ import pytest
 from fairquant.data.store import Store
 
 REPO = Path(__file__).resolve().parents[1]
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture(scope="session")
