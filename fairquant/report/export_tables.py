@@ -69,7 +69,8 @@ def form_line(export: Mapping[str, Any]) -> str:
     if not form:
         return ""
     if form["activations"] == "fp32":
-        return "Activations are floats, and so is the arithmetic: weights, stored at their widths, become floats at load."
+        stored = "weights, stored at their widths, become floats at load"
+        return f"Activations are floats, and so is the arithmetic: {stored}."
     whole, floats = form["integer_layers"], form["float_layers"]
     rest = f", {floats} {'holds' if floats == 1 else 'hold'} floats" if floats else ""
     activations = {

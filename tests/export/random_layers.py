@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
-import openvino
 from onnx import TensorProto, helper
 
 from fairquant.allocate.books import books_of
 from fairquant.export.codes import UNTOUCHED, CodedLayer
 from fairquant.export.graph.subgraph import Subgraph, merged
+from fairquant.export.quiet import import_onnxruntime, import_openvino
+
+onnxruntime, openvino = import_onnxruntime(), import_openvino()
 
 Arrays = dict[str, npt.NDArray[Any]]
 
