@@ -72,10 +72,11 @@ def _imported_names(file: Path, root: Path) -> Iterator[str]:
             yield node.value
 
 
-def imports(file: Path, root: Path = ROOT) -> set[Path]:
+@cache
+def imports(file: Path, root: Path = ROOT) -> frozenset[Path]:
     """Return our files that ``file`` imports directly, packages above them included."""
     if str(file.with_suffix("")).replace("/", ".") in LOADERS[:1]:
-        return {Path("fairquant/__init__.py"), Path("fairquant/errors.py")}
+        return frozenset({Path("fairquant/__init__.py"), Path("fairquant/errors.py")})
     found = set()
     for name in _imported_names(file, root):
         if module_file(name, root) is None:
@@ -85,7 +86,7 @@ def imports(file: Path, root: Path = ROOT) -> set[Path]:
             target = module_file(".".join(parts[:depth]), root)
             if target is not None:
                 found.add(target)
-    return found
+    return frozenset(found)
 
 
 def closure(start: Path, root: Path = ROOT) -> set[Path]:
@@ -101,18 +102,22 @@ def closure(start: Path, root: Path = ROOT) -> set[Path]:
 
 def kinds_loaded(files: set[Path], root: Path = ROOT) -> set[str]:
     """Return the plug-in kinds that ``files`` load by ``plugins.load("<kind>", ...)``."""
+    return {kind for file in files for kind in _kinds_of(file, root)}
+
+
+@cache
+def _kinds_of(file: Path, root: Path) -> frozenset[str]:
+    if str(file.with_suffix("")).replace("/", ".") in LOADERS:
+        return frozenset()
     kinds = set()
-    for file in files:
-        if str(file.with_suffix("")).replace("/", ".") in LOADERS:
+    for node in ast.walk(_tree(file, root)):
+        if not (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)):
             continue
-        for node in ast.walk(_tree(file, root)):
-            if not (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)):
-                continue
-            function = node.func
-            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-            if name in ("load", "load_plugin") and node.args[0].value in PARAMETER:
-                kinds.add(str(node.args[0].value))
-    return kinds
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        if name in ("load", "load_plugin") and node.args[0].value in PARAMETER:
+            kinds.add(str(node.args[0].value))
+    return frozenset(kinds)
 
 
 def stage_deps(stage: str, root: Path = ROOT) -> list[str]:
