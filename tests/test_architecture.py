@@ -18,7 +18,7 @@ from scripts import stage_deps
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    "errors", "plugins", "config", "presets", "artifacts", "devices", "predictions", "data", "models", "importance",
+    "errors", "plugins", "config", "presets", "artifacts", "devices", "parallel", "predictions", "data", "models", "importance",
     "reduce", "allocate", "cost", "quantize", "train", "postprocess", "evaluate", "assign", "modes", "export", "report",
     "stage", "check", "predict",
 )  # fmt: skip

@@ -12,6 +12,7 @@ from fairquant import plugins
 from fairquant.config import rules
 from fairquant.config.base import Int, Names, Real, Section, Subset, number, plugin_name
 from fairquant.config.export import ExportSection
+from fairquant.config.parallel import ParallelSection
 from fairquant.config.quantization import (
     ActivationSection,
     BaqSection,
@@ -275,9 +276,11 @@ class Config(Section):
     quant_mode: Annotated[str, plugin_name("mode")] = "fair_static_qat"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     debug: bool = False
     workers: Int = number(0, ge=0, le=256)
 
+    parallel: ParallelSection = ParallelSection()
     data: DataSection = DataSection()
     datasets: PluginOptions = {}
     model: ModelSection = ModelSection()
