@@ -16,6 +16,7 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks.table import Row, alternate
 from fairquant.assign.run import assign_bits
 from fairquant.config import Config
 from fairquant.importance.maps import ImportanceMaps
@@ -88,6 +89,20 @@ def random_case(name: str) -> tuple[ImportanceMaps, dict[str, object]]:
         "macs": dict.fromkeys(shapes, 0),
     }
     return ImportanceMaps(tuple(f"g{i}" for i in range(GROUPS)), (1,) * GROUPS, layers), info
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Yield assign ÷ one float64 argsort of the same units, for what one runs most and what is largest."""
+    cases = [("resnet18", "per_param", "balanced"), ("resnet50", "per_channel", "cvar")]
+    for name, granularity, reducer in cases if quick else [*cases, ("resnet50", "per_param", "cvar")]:
+        maps, info = random_case(name)
+        work = partial(assign_bits, maps, info, Config(granularity=granularity, reducer=reducer))
+        plain = partial(argsort_reference, maps, granularity)
+        pairs = alternate(plain, work, rounds=3, warm_up=1)
+        what = f"{name} {granularity}, {GROUPS} groups: levels by {reducer} ÷ mean and one argsort"
+        yield pairs.row(
+            f"assign/{name}-{granularity}-{reducer}", what, wanted=1.0 if granularity == "per_param" else None
+        )
 
 
 def main(names: list[str]) -> None:

@@ -15,14 +15,17 @@ import argparse
 import json
 import resource
 import time
+from collections.abc import Iterator
+from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks.table import CLOCKS, Pairs, Row, alternate
 from fairquant import plugins
 from fairquant.data.batches import iterate
 from fairquant.data.store import Store
@@ -30,6 +33,24 @@ from fairquant.devices import resolve_device
 from fairquant.importance.measure import measure_importance
 from fairquant.models.build import build
 from fairquant.models.spec import ModelSpec
+
+
+class Sizes(NamedTuple):
+    """How much both passes read: images in all, their pixels a side, and how many make a batch."""
+
+    samples: int
+    size: int
+    batch: int
+
+
+ROWS: tuple[tuple[str, int, int, float | None], ...] = (
+    ("grape", 2, 512, 1.15),
+    ("grape", 6, 768, 1.15),
+    ("grape", 9, 1152, 1.15),
+    ("fisher", 2, 256, 2.5),
+    ("hawq", 2, 128, None),
+)
+"""Metric, groups, samples, the largest ratio wanted."""
 
 
 def make_store(*, samples: int, groups: int, size: int) -> Store:
@@ -41,7 +62,6 @@ def make_store(*, samples: int, groups: int, size: int) -> Store:
         labels=random.integers(0, 2, samples),
         groups=np.arange(samples) % groups,
         splits=np.full(samples, "train"),
-        ids=tuple(str(index) for index in range(samples)),
         classes=("a", "b"),
         group_names=tuple(f"g{index}" for index in range(groups)),
         meta=meta,
@@ -57,14 +77,46 @@ def plain(model: nn.Module, store: Store, batch: int, device: torch.device) -> N
         F.cross_entropy(model(item.images), item.labels).backward()
 
 
-def timed(function: Any, *arguments: Any, **options: Any) -> float:
-    """Return seconds: this process's CPU time, so that neighbours on the machine count less; the clock's on a GPU."""
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    start = clock()
-    function(*arguments, **options)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
+def alternated(
+    metric: str, options: dict[str, Any], groups: int, model: nn.Module, sizes: Sizes, rounds: int, device: torch.device
+) -> Pairs:
+    """Return the seconds of plain passes and of measuring ``metric``, after one of each on a single batch."""
+    plugin = plugins.load("importance", metric).Options
+    given = plugin(**options) if plugin.model_fields else plugin()
+    settings = {"batch_size": sizes.batch, "device": device, "seed": 0, "progress": False}
+    settings |= {"metric": metric, "options": given}
+    warm_up = make_store(samples=sizes.batch, groups=1, size=sizes.size)
+    plain(model, warm_up, sizes.batch, device)
+    measure_importance(model, warm_up, **settings)
+    store = make_store(samples=sizes.samples, groups=groups, size=sizes.size)
+    return alternate(
+        partial(plain, model, store, sizes.batch, device),
+        partial(measure_importance, model, store, **settings),
+        rounds=rounds,
+        clock=gpu_clock if device.type == "cuda" else CLOCKS["cpu"],
+        warm_up=0,
+    )
+
+
+def gpu_clock() -> float:
+    """Return the wall clock's seconds once the GPU has done what it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def make_model(name: str, size: int, device: torch.device) -> nn.Module:
+    spec = ModelSpec(name, ("a", "b"), size, (0.5,) * 3, (0.25,) * 3)
+    return build(spec, seed=0).to(device, memory_format=torch.channels_last)
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Yield importance ÷ one plain forward and backward pass over the same samples, resnet18 at 64 px, batch 64."""
+    device = torch.device("cpu")
+    model = make_model("resnet18", 64, device)
+    for metric, groups, samples, wanted in ROWS[:1] if quick else ROWS:
+        pairs = alternated(metric, {}, groups, model, Sizes(samples, 64, 64), 3, device)
+        what = f"resnet18 64 px, {metric}, {groups} groups, {samples} samples ÷ plain forward and backward"
+        yield pairs.row(f"importance/{metric}-{groups}-groups", what, wanted=wanted)
 
 
 def main() -> None:
@@ -79,33 +131,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
-    spec = ModelSpec(options.model, ("a", "b"), options.size, (0.5,) * 3, (0.25,) * 3)
-    model = build(spec, seed=0).to(device, memory_format=torch.channels_last)
-    settings = {"batch_size": options.batch, "device": device, "seed": 0, "progress": False}
+    model = make_model(options.model, options.size, device)
+    sizes = Sizes(options.samples, options.size, options.batch)
     print("| metric | groups | plain, s | importance, s | ratio, median | ratio, min–max | peak memory, MB |")
     print("|---|---|---|---|---|---|---|")
-    warm_up = make_store(samples=options.batch, groups=1, size=options.size)
     for metric in options.metric:
-        plugin = plugins.load("importance", metric).Options
-        given = plugin(**options.options) if plugin.model_fields else plugin()
-        chosen = {**settings, "metric": metric, "options": given}
         for groups in options.groups:
-            store = make_store(samples=options.samples, groups=groups, size=options.size)
-            plain(model, warm_up, options.batch, device)
-            measure_importance(model, warm_up, **chosen)
-            pairs = []
-            for _ in range(options.rounds):
-                baseline = timed(plain, model, store, options.batch, device)
-                pairs.append((baseline, timed(measure_importance, model, store, **chosen)))
-            print(f"| {metric} | {groups} | {row(pairs)} |", flush=True)
+            pairs = alternated(metric, options.options, groups, model, sizes, options.rounds, device)
+            print(f"| {metric} | {groups} | {cells(pairs)} |", flush=True)
 
 
-def row(pairs: list[tuple[float, float]]) -> str:
+def cells(pairs: Pairs) -> str:
     """Return the cells of pairs of seconds: medians, their ratio's median and range, the process's peak memory."""
-    ratios = [measured / baseline for baseline, measured in pairs]
-    seconds = " | ".join(f"{median(column):.2f}" for column in zip(*pairs, strict=True))
+    seconds = " | ".join(f"{median(column):.2f}" for column in (pairs.baseline, pairs.ours))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return f"{seconds} | {median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f} | {peak}"
+    return f"{seconds} | {pairs.ratio:.2f} | {min(pairs.ratios):.2f}–{max(pairs.ratios):.2f} | {peak}"
 
 
 if __name__ == "__main__":

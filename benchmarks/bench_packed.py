@@ -13,17 +13,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.bench_quantize import SHARES, WIDTHS, compare
+from benchmarks.bench_quantize import SHARES, WIDTHS
+from benchmarks.table import CLOCKS, Clock, Pairs, Row, add_clock, alternate, exact, seconds
 from fairquant.allocate.bitmap import BitMap, unit_shape
-from fairquant.cost.size import MEGABYTE, size_report
+from fairquant.cost.size import MEGABYTE, SizeReport, size_report
 from fairquant.export.metadata import ModelMetadata
 from fairquant.export.packed import load_packed, write_packed
 from fairquant.export.packing.bitstream import pack, unpack
@@ -39,6 +41,8 @@ from fairquant.quantize.state import load_quantized, save_quantized
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "deit_tiny_patch16_224")
 CODES = 20_000_000
 WANTED = 1.02
+FEW = (("resnet18", "per_channel"), ("resnet50", "per_channel"), ("resnet18", "per_param"))
+"""Models of the rows that are compared."""
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -54,7 +58,7 @@ def bitmap(shapes: dict[str, tuple[int, ...]], granularity: str, widths: tuple[i
     return BitMap(granularity, {name: np.asarray(units, np.uint8) for name, units in drawn.items()})
 
 
-def write(folder: Path, spec: ModelSpec, bits: BitMap, clock: Callable[[], float]) -> float:
+def write(folder: Path, spec: ModelSpec, bits: BitMap, clock: Clock) -> float:
     """Write the simulation's file and the packed one; return the seconds of the latter."""
     model = build(spec, seed=0).eval()
     quantize_model(model, bits)
@@ -65,8 +69,19 @@ def write(folder: Path, spec: ModelSpec, bits: BitMap, clock: Callable[[], float
     return clock() - start
 
 
-def files(spec: ModelSpec, granularity: str, rounds: int, clock: Callable[[], float]) -> list[str]:
-    """Return the cells of one row."""
+class Measured(NamedTuple):
+    """Bytes of the packed file, of the same at 8 bits, and what is counted; seconds."""
+
+    size: int
+    int8: int
+    counted: SizeReport
+    written: float
+    built: float
+    loads: Pairs
+
+
+def files(spec: ModelSpec, granularity: str, rounds: int, clock: Clock) -> Measured:
+    """Write, weigh and load one model's files; refuse to time one whose logits are not the simulation's."""
     plain = build(spec, seed=0)
     shapes, rest = shapes_of(plain), describe(plain, spec)["parameters"]["rest"]
     with tempfile.TemporaryDirectory() as name:
@@ -82,35 +97,51 @@ def files(spec: ModelSpec, granularity: str, rounds: int, clock: Callable[[], fl
                 load_packed(folder / "packed")(images), load_quantized(folder / "simulation")[0](images)
             ):
                 raise SystemExit(f"{spec.name} {granularity}: other logits than the simulation's")
-        other, load, ratio = compare(
-            lambda: void(load_quantized(folder / "simulation")),
-            lambda: void(load_packed(folder / "packed")),
-            rounds,
-            clock,
+        loads = alternate(
+            partial(load_quantized, folder / "simulation"),
+            partial(load_packed, folder / "packed"),
+            rounds=rounds,
+            clock=clock,
         )
         built = statistics.median(seconds(lambda: skeleton(spec, folded=False), clock) for _ in range(rounds))
+    return Measured(size, int8, counted, written, built, loads)
+
+
+def cells(spec: ModelSpec, granularity: str, found: Measured) -> list[str]:
+    """Return the cells of one row."""
+    counted, (other, load) = found.counted, map(statistics.median, (found.loads.baseline, found.loads.ours))
     return [
-        spec.name, granularity, f"{size / MEGABYTE:.3f}", f"{counted.weights / MEGABYTE:.3f}",
-        f"{size / counted.packed:.5f}", f"{size / int8:.3f}", f"{written:.2f}", f"{load:.2f}", f"{built:.2f}",
-        f"{other:.2f}", f"{ratio:.2f}",
+        spec.name, granularity, f"{found.size / MEGABYTE:.3f}", f"{counted.weights / MEGABYTE:.3f}",
+        f"{found.size / counted.packed:.5f}", f"{found.size / found.int8:.3f}", f"{found.written:.2f}", f"{load:.2f}",
+        f"{found.built:.2f}", f"{other:.2f}", f"{found.loads.ratio:.2f}",
     ]  # fmt: skip
 
 
-def void(_: object) -> None:
-    """Forget a result."""
+def rows(quick: bool) -> Iterator[Row]:
+    """Yield bytes and loading of packed files at 64 px, and the packing of a stream ÷ copying it."""
+    for name, granularity in FEW[:1] if quick else FEW:
+        spec = ModelSpec(name, ("a", "b"), 64, (0.5,) * 3, (0.25,) * 3)
+        found = files(spec, granularity, 5, CLOCKS["cpu"])
+        id, model = f"packed/{name}-{granularity}", f"{name} {granularity}, 2/4/8 bits"
+        what = f"{model}: bytes of the packed file ÷ "
+        counted = what + "bytes counted for weights, scales, widths and the rest"
+        yield exact(f"{id}-bytes", counted, found.size, found.counted.packed, wanted=WANTED, unit="bytes")
+        yield exact(f"{id}-of-8-bits", f"{what}of the same at 8 bits", found.size, found.int8, wanted=1.0, unit="bytes")
+        yield found.loads.row(f"{id}-load", f"{model}: load the packed file ÷ the quantize stage's file")
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 16, CODES, dtype=np.uint8)
+    stream, target = pack(codes, 4), np.empty_like(codes)
+    copy = partial(np.copyto, target, codes)
+    for verb, work in (("pack", partial(pack, codes, 4)), ("unpack", partial(unpack, stream, CODES, 4))):
+        pairs = alternate(copy, work, rounds=5 if quick else 9)
+        yield pairs.row(f"packed/{verb}-4-bits", f"{verb} {CODES // 10**6} M codes of 4 bits ÷ copying them as bytes")
 
 
-def seconds(function: Callable[[], object], clock: Callable[[], float]) -> float:
-    start = clock()
-    function()
-    return clock() - start
-
-
-def best(function: Callable[[], object], rounds: int, clock: Callable[[], float]) -> float:
+def best(function: Callable[[], object], rounds: int, clock: Clock) -> float:
     return min(seconds(function, clock) for _ in range(rounds))
 
 
-def streams(rounds: int, clock: Callable[[], float]) -> None:
+def streams(rounds: int, clock: Clock) -> None:
     random = np.random.default_rng(0)
     copied = np.zeros(CODES, np.uint8)
     target = np.empty_like(copied)
@@ -136,9 +167,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    add_clock(parser)
     arguments = parser.parse_args()
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    clock = CLOCKS[arguments.clock]
     torch.set_num_threads(arguments.threads)
     print(
         f"| model ({arguments.clock}) | granularity | MB | Σ bits/8 MB | ÷ counted (≤ {WANTED}) | ÷ 8 bits", end=" | "
@@ -148,7 +179,8 @@ def main() -> None:
     for granularity in arguments.granularities:
         for name in arguments.models:
             spec = ModelSpec(name, ("a", "b"), arguments.size, (0.5,) * 3, (0.25,) * 3)
-            print("| " + " | ".join(files(spec, granularity, arguments.rounds, clock)) + " |", flush=True)
+            found = files(spec, granularity, arguments.rounds, clock)
+            print("| " + " | ".join(cells(spec, granularity, found)) + " |", flush=True)
     streams(arguments.rounds, clock)
 
 

@@ -15,11 +15,13 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.bench_assign import GROUPS, resnet_shapes
+from benchmarks.table import Row, alternate
 from fairquant.allocate.objective import Objective
 from fairquant.assign.per_param import StreamedLayer, minimise_streamed
 
@@ -57,11 +59,35 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def main(name: str = "resnet50", average: str = "4") -> None:
+def problem(name: str) -> tuple[list[StreamedLayer], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return layers, the scale of each group and the costs (1, L, W)."""
     layers = list(random_layers(name))
     weights = sum(layer.weight.size for layer in layers)
     scale = weights / np.array([sum(float(layer.maps[g].sum()) for layer in layers) for g in range(GROUPS)])
-    costs = np.tile(np.array(WIDTHS, np.float64), (1, len(layers), 1))
+    return layers, scale, np.tile(np.array(WIDTHS, np.float64), (1, len(layers), 1))
+
+
+def ranked(layers: list[StreamedLayer]) -> None:
+    """Rank all weights by their importance to the mean group, as one does to give them levels."""
+    importance = np.concatenate([layer.maps.astype(np.float64).mean(axis=0).ravel() for layer in layers])
+    np.argsort(importance, kind="stable")
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Yield resnet18's 11.7 M weights, 4 bits on average ÷ one float64 argsort of their importance."""
+    layers, scale, costs = problem("resnet18")
+    limit = 4.0 * sum(layer.weight.size for layer in layers)
+    for name, cap in [("max", CAPS["max"])] if quick else CAPS.items():
+        objective = Objective.tail(GROUPS, cap, scale)
+        work = partial(minimise_streamed, layers, WIDTHS, costs, [limit], objective, increase=half_square)
+        pairs = alternate(partial(ranked, layers), work, rounds=3, warm_up=0)
+        what = f"resnet18 per_param, {GROUPS} groups, 9 widths: optimum for {name} ÷ mean and one argsort"
+        yield pairs.row(f"per_param/resnet18-{name}", what)
+
+
+def main(name: str = "resnet50", average: str = "4") -> None:
+    layers, scale, costs = problem(name)
+    weights = sum(layer.weight.size for layer in layers)
     limit = float(average) * weights
     print("| model | weights | average bits | objective | s | CPU s | MB | gap | bits left |")
     print("|---|---|---|---|---|---|---|---|---|")

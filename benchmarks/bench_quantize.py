@@ -12,14 +12,14 @@ import argparse
 import copy
 import itertools
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from torchvision.models import resnet18
 
+from benchmarks.table import CLOCKS, Clock, Pairs, Row, add_clock, alternate
 from fairquant.allocate.bitmap import BitMap, unit_shape
 from fairquant.config.quantization import BaqSection
 from fairquant.config.schema import TrainSection
@@ -30,6 +30,16 @@ from fairquant.train.terms import LossBatch
 from fairquant.train.width_control import PRICING_STEPS, WidthControl
 
 WIDTHS, SHARES = (2, 4, 8), (0.2, 0.4, 0.4)
+ROWS: dict[str, tuple[str, float | None]] = {
+    "train step absmax per_tensor": ("train-per_tensor", None),
+    "evaluation absmax per_tensor": ("evaluate-per_tensor", None),
+    "train step absmax per_channel": ("train-per_channel", 1.05),
+    "evaluation absmax per_channel": ("evaluate-per_channel", 1.03),
+    "train step absmax per_param": ("train-per_param", 1.2),
+    "evaluation absmax per_param": ("evaluate-per_param", 1.03),
+    "train step, learned widths per_channel": ("train-learned", 1.12),
+}
+"""By case: the row's name, and the largest ratio wanted."""
 
 
 def mixed(model: nn.Module, granularity: str) -> BitMap:
@@ -71,8 +81,10 @@ def learner(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Cal
         logits = model(images)
         loss = nn.functional.cross_entropy(logits, labels) + control.term(LossBatch(logits, labels, labels, 1))
         loss.backward()
+        number = next(steps)
+        control.before_step(number)
         optimizer.step()
-        control.after_step(next(steps))
+        control.after_step(number)
 
     for _ in range(PRICING_STEPS):  # once a run: no step like the others
         step()
@@ -89,21 +101,38 @@ def evaluator(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     return run
 
 
-def compare(
-    a: Callable[[], None], b: Callable[[], None], rounds: int, clock: Callable[[], float]
-) -> tuple[float, float, float]:
-    """Return median seconds of ``a`` and ``b`` and the median of b/a over rounds in alternating order."""
-    pairs = []
-    for number in range(rounds + 2):
-        seconds = {}
-        for name, function in (("a", a), ("b", b)) if number % 2 else (("b", b), ("a", a)):
-            start = clock()
-            function()
-            seconds[name] = clock() - start
-        pairs.append((seconds["a"], seconds["b"]))
-    pairs = pairs[2:]  # the first rounds warm caches up
-    first, second = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return first, second, statistics.median(b / a for a, b in pairs)
+def batch(size: int, count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Return a resnet18 with random weights, ``count`` random images of ``size`` pixels and their labels."""
+    torch.manual_seed(0)
+    images = torch.randn(count, 3, size, size).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (count,))
+    return resnet18(num_classes=10).to(memory_format=torch.channels_last), images, labels
+
+
+def cases(
+    size: int, count: int, scales: Iterable[str], granularities: Iterable[str], rounds: int, clock: Clock
+) -> Iterator[tuple[str, Pairs]]:
+    """Yield (case, pairs of full precision and quantized)."""
+    model, images, labels = batch(size, count)
+    for scale in scales:
+        for granularity in granularities:
+            plain, quantized = copy.deepcopy(model), copy.deepcopy(model)
+            quantize_model(quantized, mixed(model, granularity), scale=scale)
+            steps = (trainer(m, images, labels) for m in (plain, quantized))
+            yield f"train step {scale} {granularity}", alternate(*steps, rounds=rounds, clock=clock)
+            passes = (evaluator(m, images) for m in (plain, quantized))
+            yield f"evaluation {scale} {granularity}", alternate(*passes, rounds=rounds, clock=clock)
+    steps = (make(copy.deepcopy(model), images, labels) for make in (trainer, learner))
+    yield "train step, learned widths per_channel", alternate(*steps, rounds=rounds, clock=clock)
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Yield resnet18 at 64 px, batch 64, mixed 2/4/8 bits, ÷ full precision."""
+    granularities = ("per_channel",) if quick else ("per_tensor", "per_channel", "per_param")
+    for case, pairs in cases(64, 64, ("absmax",), granularities, 5 if quick else 9, CLOCKS["cpu"]):
+        id, wanted = ROWS[case]
+        what = f"resnet18 64 px, batch 64, 2/4/8 bits: {case} ÷ fp32"
+        yield pairs.row(f"quantize/{id}", what, wanted=wanted)
 
 
 def main() -> None:
@@ -113,28 +142,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--scales", nargs="+", default=["absmax"])
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    add_clock(parser)
     arguments = parser.parse_args()
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    images = torch.randn(arguments.batch, 3, arguments.size, arguments.size).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (arguments.batch,))
-    model = resnet18(num_classes=10).to(memory_format=torch.channels_last)
     print(f"| case ({arguments.clock}) | fp32 s | quantized s | ratio |\n|---|---|---|---|")
-    for scale in arguments.scales:
-        for granularity in ("per_tensor", "per_channel", "per_param"):
-            plain, quantized = copy.deepcopy(model), copy.deepcopy(model)
-            quantize_model(quantized, mixed(model, granularity), scale=scale)
-            for name, make in (
-                ("train step", lambda m: trainer(m, images, labels)),
-                ("evaluation", lambda m: evaluator(m, images)),
-            ):
-                a, b, ratio = compare(make(plain), make(quantized), arguments.rounds, clock)
-                print(f"| {name} {scale} {granularity} | {a:.4f} | {b:.4f} | {ratio:.3f} |", flush=True)
-    plain, learned = trainer(copy.deepcopy(model), images, labels), learner(copy.deepcopy(model), images, labels)
-    a, b, ratio = compare(plain, learned, arguments.rounds, clock)
-    print(f"| train step, learned widths per_channel | {a:.4f} | {b:.4f} | {ratio:.3f} |", flush=True)
+    granularities = ("per_tensor", "per_channel", "per_param")
+    settings = (arguments.scales, granularities, arguments.rounds, CLOCKS[arguments.clock])
+    for case, pairs in cases(arguments.size, arguments.batch, *settings):
+        fp32, quantized = (statistics.median(column) for column in (pairs.baseline, pairs.ours))
+        print(f"| {case} | {fp32:.4f} | {quantized:.4f} | {pairs.ratio:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.bench_quantize import WIDTHS
+from benchmarks.table import CLOCKS, Pairs, Row, add_clock, exact
 from fairquant import plugins
 from fairquant.allocate.bitmap import BitMap
 from fairquant.config.schema import ProtectSection, QuantizeSection
@@ -55,7 +55,7 @@ def patchy_images(size: int) -> Store:
     images, none = noisy.clip(0, 255).astype(np.uint8), np.zeros(IMAGES, np.int64)
     ids = tuple(map(str, range(IMAGES)))
     meta = {"mean": MEAN, "std": STD}
-    return Store(images, none, none, np.full(IMAGES, "train"), ids, ("a", "b"), ("all",), meta, {"id": ids})
+    return Store(images, none, none, np.full(IMAGES, "train"), ("a", "b"), ("all",), meta, {"id": ids})
 
 
 @torch.no_grad()
@@ -152,6 +152,24 @@ def table(
         print(f"| {name} | {size} | {median:.2f} | {high:.2f} | {' | '.join(ratios)} |", flush=True)
 
 
+def rows(quick: bool) -> Iterator[Row]:
+    """Yield calls of the exported 2/4/8-bit file ÷ those of the full-precision file in the same runtime, one image."""
+    for name in ("resnet18",) if quick else ("resnet18", "deit_tiny_patch16_224"):
+        spec = ModelSpec(name, tuple(map(str, range(CLASSES))), 224, MEAN, STD)
+        with tempfile.TemporaryDirectory(prefix="fairquant-") as folder, torch_threads(1):
+            models, sizes = prepare(spec, Path(folder), 1)
+            images = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
+            times = by_turns(models, images, runs=30, clock=CLOCKS["cpu"])
+            fp32, _, mixed = FILES
+            for runtime in RUNTIMES:
+                pairs = Pairs(tuple(times[f"{runtime} {fp32}"]), tuple(times[f"{runtime} {mixed}"]))
+                what = f"{name} 224 px, one image, {mixed} ÷ fp32, both in {runtime}"
+                yield pairs.row(f"runtime/{name}-{runtime}", what)
+            size, full = (sizes[f"onnxruntime {key}"] * 1e6 for key in (mixed, fp32))
+            what = f"{name}: bytes of the {mixed} ONNX file ÷ the fp32 file's"
+            yield exact(f"runtime/{name}-bytes", what, size, full, wanted=None, unit="bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet18", "deit_tiny_patch16_224"])
@@ -159,9 +177,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    add_clock(parser)
     arguments = parser.parse_args()
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    clock = CLOCKS[arguments.clock]
     random = np.random.default_rng(0)
     for name in arguments.models:
         spec = ModelSpec(name, tuple(map(str, range(CLASSES))), arguments.size, MEAN, STD)

@@ -15,11 +15,12 @@ import logging
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
+from benchmarks.table import Pairs, Row, alternate
 from fairquant.evaluate.bootstrap import intervals
 from fairquant.evaluate.report import compare_split
 from fairquant.evaluate.summary import summarise
@@ -111,6 +112,27 @@ def bench_summary() -> None:
     ours = best(partial(summarise, part, **names(114, 6)), 10) * 1e3
     plain = best(partial(plain_rates, part, 114, 6), 5) * 1e3
     print(f"| 3,000 | 6 | 114 | {ours:.1f} | {plain:.1f} | {plain / ours:.1f} |", flush=True)
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Yield the intervals and the summary ÷ the plain ways."""
+    logging.disable(logging.WARNING)  # with 114 classes many a group lacks one
+    settings = {"parity": True, "resamples": RESAMPLES, "confidence": 0.95, "seed": 0, "positive_class": "class 1"}
+    for n_classes in (2,) if quick else (2, 10):
+        before, after = random_pair(100_000, n_classes, 12)
+        options = names(n_classes, 12)
+        plain = partial(plain_resamples, before, after, options)
+        pairs = alternate(plain, partial(intervals, before, after, **options, **settings), rounds=5, warm_up=1)
+        scaled = Pairs(tuple(value * RESAMPLES / PLAIN_RESAMPLES for value in pairs.baseline), pairs.ours)
+        what = f"{RESAMPLES:,} resamples, 100,000 samples, 12 groups, {n_classes} classes ÷ drawing samples each time"
+        note = f"plain: {PLAIN_RESAMPLES} resamples × {RESAMPLES // PLAIN_RESAMPLES}"
+        yield scaled.row(f"statistics/intervals-{n_classes}-classes", what, wanted=0.05, note=note)
+    part, _ = random_pair(3000, 114, 6)
+    pairs = alternate(
+        partial(plain_rates, part, 114, 6), partial(summarise, part, **names(114, 6)), rounds=25 if quick else 50
+    )
+    what = "all metrics of 3,000 samples, 114 classes, 6 groups ÷ a loop over groups and classes"
+    yield pairs.row("statistics/summary", what, wanted=0.2)
 
 
 def main(chosen: list[str]) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from fairquant import stage
 from fairquant.config import Config
+from fairquant.parallel.launch import start
 
 
 def main(config: Config) -> None:
@@ -14,14 +15,15 @@ def main(config: Config) -> None:
     from fairquant.evaluate.gaps import large_enough
     from fairquant.evaluate.summary import summarise
     from fairquant.models.io import load_model
+    from fairquant.parallel.collectives import is_first
     from fairquant.train.predict import predict_splits
 
     store, device, section = Store.open(), resolve_device(config.device), config.evaluate
     seed_everything(0)
     model, _ = load_model("models/pretrained.safetensors")
-    predictions = predict_splits(
-        model, store, ("val", "test"), batch_size=section.batch_size, device=device, precision=config.precision
-    )
+    predictions = predict_splits(model, store, batch_size=section.batch_size, device=device, precision=config.precision)
+    if not is_first():
+        return
     predictions.save("models/baseline_predictions.safetensors")
     members, groups = predictions["test"].groups, store.group_names
     options: dict[str, Any] = {"parity": section.parity, "positive_class": section.positive_class}
@@ -34,4 +36,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, reads=("device", "precision", "evaluate"))
+    stage.run(main, reads=("device", "precision", "parallel", "evaluate"), start=start)

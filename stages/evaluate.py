@@ -2,6 +2,7 @@
 
 from fairquant import stage
 from fairquant.config import Config
+from fairquant.parallel.launch import start
 
 
 def main(config: Config) -> None:
@@ -15,6 +16,7 @@ def main(config: Config) -> None:
     from fairquant.evaluate.report import evaluation, write_plots
     from fairquant.models.describe import describe
     from fairquant.models.fold import is_folded
+    from fairquant.parallel.collectives import is_first
     from fairquant.predictions import Predictions
     from fairquant.quantize.activate import input_bits
     from fairquant.quantize.folded import skeleton
@@ -25,9 +27,9 @@ def main(config: Config) -> None:
     audited = groupings(section.audit, store.columns)
     seed_everything(0)
     model, spec, bits = load_quantized("models/quantized.safetensors")
-    after = predict_splits(
-        model, store, ("val", "test"), batch_size=section.batch_size, device=device, precision=config.precision
-    )
+    after = predict_splits(model, store, batch_size=section.batch_size, device=device, precision=config.precision)
+    if not is_first():
+        return
     before = Predictions.load("models/baseline_predictions.safetensors")
     methods = {name: config.options("postprocess", name) for name in section.postprocess}
     metrics = evaluation(before, after, section=section, groupings=audited, postprocess=methods)
@@ -41,4 +43,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, reads=("device", "precision", "evaluate", "gates"))
+    stage.run(main, reads=("device", "precision", "parallel", "evaluate", "gates"), start=start)

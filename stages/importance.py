@@ -2,6 +2,7 @@
 
 from fairquant import stage
 from fairquant.config import Config
+from fairquant.parallel.launch import start
 
 
 def main(config: Config) -> None:
@@ -10,6 +11,7 @@ def main(config: Config) -> None:
     from fairquant.devices import resolve_device, seed_everything
     from fairquant.importance.measure import measure_importance
     from fairquant.models.io import load_model
+    from fairquant.parallel.collectives import is_first
 
     store, section = Store.open(), config.importance
     seed_everything(config.seed)
@@ -28,8 +30,9 @@ def main(config: Config) -> None:
         seed=config.seed,
         progress=True,
     )
-    maps.save("models/importance.safetensors")
+    if is_first():
+        maps.save("models/importance.safetensors")
 
 
 if __name__ == "__main__":
-    stage.run(main, reads=("seed", "device", "precision", "importance_metric", "importance"))
+    stage.run(main, reads=("seed", "device", "precision", "parallel", "importance_metric", "importance"), start=start)

@@ -4,6 +4,7 @@ from typing import Any
 
 from fairquant import stage
 from fairquant.config import Config
+from fairquant.parallel.launch import start
 
 
 def main(config: Config) -> None:
@@ -15,6 +16,7 @@ def main(config: Config) -> None:
     from fairquant.models.build import build
     from fairquant.models.io import save_model
     from fairquant.models.spec import ModelSpec
+    from fairquant.parallel.collectives import is_first
     from fairquant.train import checkpoint
     from fairquant.train.loop import fit
     from fairquant.train.predict import predict
@@ -25,8 +27,11 @@ def main(config: Config) -> None:
     model = build(spec, weights=config.model.weights, strict=config.model.strict, seed=config.seed)
     section = config.pretrain.model_copy(update={"epochs": min(config.pretrain.epochs, 1)} if config.debug else {})
     how: dict[str, Any] = {"device": device, "precision": config.precision}
-    history = fit(model, store, section=section, seed=config.seed, checkpoint_dir=checkpoint.root(), **how)
+    several: dict[str, Any] = {"parallel": config.parallel, "compile_model": config.compile}
+    history = fit(model, store, section=section, seed=config.seed, checkpoint_dir=checkpoint.root(), **how, **several)
     val = predict(model, store, "val", batch_size=section.batch_size, **how)
+    if not is_first():
+        return
     summary = summarise(val, classes=store.classes, groups=store.group_names, parity=False)
     epochs = {"run": len(history.rows), "best": history.best_epoch}
     save_model("models/pretrained.safetensors", model, spec, meta={"epochs": epochs})
@@ -36,4 +41,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, reads=("seed", "device", "precision", "debug", "model", "pretrain"))
+    stage.run(
+        main, reads=("seed", "device", "precision", "compile", "debug", "parallel", "model", "pretrain"), start=start
+    )

@@ -2,6 +2,7 @@
 
 from fairquant import plugins, stage
 from fairquant.config import Config
+from fairquant.parallel.launch import start
 
 
 def main(config: Config) -> None:
@@ -13,6 +14,7 @@ def main(config: Config) -> None:
     from fairquant.devices import seed_everything
     from fairquant.models.io import load_description, load_model
     from fairquant.modes import QuantizeJob, with_start
+    from fairquant.parallel.collectives import is_first
     from fairquant.quantize.activate import input_bits
     from fairquant.quantize.attach import bitmap_of
     from fairquant.quantize.state import save_quantized
@@ -23,6 +25,8 @@ def main(config: Config) -> None:
     job = QuantizeJob.of(config, model=model, store=Store.open(), bits=bits, roles=info["roles"])
     result = plugins.load("mode", config.quant_mode).quantize(job)
     history, final = with_start(job, result), bitmap_of(result.model)
+    if not is_first():
+        return
     save_quantized("models/quantized.safetensors", result.model, spec)
     history.write_curve("plots/quantize/curve.csv")
     history.write_log("plots/quantize/training.log")
@@ -34,9 +38,8 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     stage.run(
-        main,
-        reads=(
-            "seed", "device", "precision", "debug", "quant_mode", "quantize", "assign", "importance",
-            "importance_metric", "reducer", "granularity",
+        main, start=start, reads=(
+            "seed", "device", "precision", "compile", "debug", "parallel", "quant_mode", "quantize", "assign",
+            "importance", "importance_metric", "reducer", "granularity",
         ),
     )  # fmt: skip

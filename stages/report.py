@@ -16,7 +16,7 @@ if __name__ == "__main__":
         main,
         reads=(
             "seed", "reducer", "importance_metric", "allocator", "granularity", "quant_mode", "device", "precision",
-            "debug", "workers", "data", "datasets", "model", "pretrain", "importance", "budget", "assign", "quantize",
-            "evaluate", "gates", "export", "report",
+            "compile", "debug", "workers", "parallel", "data", "datasets", "model", "pretrain", "importance", "budget",
+            "assign", "quantize", "evaluate", "gates", "export", "report",
         ),
     )  # fmt: skip

@@ -30,6 +30,7 @@ def check(config: Config) -> None:
     _weight_scheme(config)
     if config.quant_mode == "kmeans":
         _kmeans(config)
+    _parallel(config)
 
 
 def _iterative(config: Config) -> None:
@@ -113,6 +114,26 @@ def _kmeans(config: Config) -> None:
             f"budget.size_mb: got {config.budget.size_mb:g} with quant_mode kmeans, whose codebooks it does not count; "
             "allowed: null (avg_bits and gbops hold)"
         )
+
+
+def _parallel(config: Config) -> None:
+    """Several processes need a device on which they can talk, and rows for all of them."""
+    parallel = config.parallel
+    count = (1 if parallel.devices == "auto" else parallel.devices) * parallel.nodes
+    if count == 1:
+        return
+    if config.device == "mps":
+        raise ValueError(
+            f"device: got 'mps' for {count} processes (parallel.devices x parallel.nodes), which cannot exchange "
+            "numbers there; allowed: auto | cpu | cuda"
+        )
+    least = count if parallel.batch_norm == "global" else 2 * count
+    for key, batch in (("pretrain", config.pretrain.batch_size), ("quantize", config.quantize.batch_size)):
+        if batch < least:
+            raise ValueError(
+                f"{key}.batch_size: got {batch} for {count} processes (parallel.devices x parallel.nodes) with "
+                f"parallel.batch_norm {parallel.batch_norm}; allowed: at least {least}, the rows of all together"
+            )
 
 
 def _assigned_widths(config: Config) -> tuple[str, tuple[int, ...]]:

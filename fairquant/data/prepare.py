@@ -9,7 +9,7 @@ import csv
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from fairquant import artifacts, plugins
 from fairquant.config.schema import Config
-from fairquant.data.decode import decode_all
+from fairquant.data.checks import alike
+from fairquant.data.decode import decode_all, new_array
 from fairquant.data.problems import summarise, write_problems
 from fairquant.data.raw import DataRequest, Problem, RawDataset
 from fairquant.data.select import Ledger, Selection, select
@@ -26,6 +27,12 @@ from fairquant.errors import DataError
 
 COLUMNS = ("id", "label", "label_name", "group", "group_name", "split")
 """Columns of samples.csv in front of the source's own."""
+
+SHARED = "images that also stand in another split"
+"""The note of meta.json on images that a drawn or published split puts on several sides."""
+
+NAMED = 12
+"""How many names a line of the log lists."""
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +82,7 @@ def _load(config: Config) -> RawDataset:
 
 def _unreadable(raw: RawDataset, size: int, workers: int) -> list[Problem]:
     """Try to decode every image there is, so that unreadable ones are told together with the rest."""
-    samples = [s for s in raw.samples if not isinstance(s.image, Path) or s.image.is_file()]
+    samples = [s for s in raw.samples if not isinstance(s.image, Path) or os.path.isfile(s.image)]
     errors = decode_all([sample.image for sample in samples], size=size, out=None, workers=workers, title="check")
     return [samples[index].problem("unreadable image", samples[index].id, text) for index, text in errors.items()]
 
@@ -120,7 +127,8 @@ def _compact(path: Path, rows: np.ndarray) -> None:
     """Keep only ``rows`` of the array in ``path``."""
     images = np.load(path, mmap_mode="r")
     smaller = path.with_name("kept.npy")
-    target = np.lib.format.open_memmap(smaller, mode="w+", dtype=np.uint8, shape=(len(rows), *images.shape[1:]))
+    new_array(smaller, (len(rows), *images.shape[1:]))
+    target = np.lib.format.open_memmap(smaller, mode="r+")
     for start in range(0, len(rows), 1024):
         target[start : start + 1024] = images[rows[start : start + 1024]]
     target.flush()
@@ -132,6 +140,7 @@ def _describe(folder: Path, selection: Selection, ledger: Ledger, config: Config
     """Write samples.csv and return meta.json."""
     _write_table(folder / "samples.csv", selection)
     images = np.load(folder / "images.npy", mmap_mode="r")
+    shared = shared_images(images, selection.splits.tolist())
     mean, std = channel_statistics(images[row] for row in np.flatnonzero(selection.splits == "train"))
     raw = selection.raw
     return {
@@ -149,16 +158,15 @@ def _describe(folder: Path, selection: Selection, ledger: Ledger, config: Config
         "mean": mean,
         "std": std,
         "dropped": dict(sorted(ledger.dropped.items())),
-        "notes": dict(raw.notes),
+        "notes": dict(raw.notes) | ({SHARED: shared} if shared else {}),
         "checksum": _checksum(folder / "images.npy", folder / "samples.csv"),
     }
 
 
 def _counts(selection: Selection, codes: np.ndarray, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    return {
-        split: {name: int(((selection.splits == split) & (codes == code)).sum()) for code, name in enumerate(names)}
-        for split in SPLITS
-    }
+    names = list(names)
+    counts = {split: np.bincount(codes[selection.splits == split], minlength=len(names)).tolist() for split in SPLITS}
+    return {split: dict(zip(names, counts[split], strict=True)) for split in SPLITS}
 
 
 def _write_table(path: Path, selection: Selection) -> None:
@@ -208,6 +216,19 @@ def channel_statistics(images: Iterable[np.ndarray]) -> tuple[list[float], list[
     return [round(float(m), 6) for m in mean], [round(float(s), 6) for s in std]
 
 
+def shared_images(images: Iterable[np.ndarray], splits: Sequence[str]) -> int:
+    """Return how many of the images stand in another split as well, pixel for pixel.
+
+    >>> shared_images(np.array([[1], [2], [1], [2]], np.uint8), ["train", "train", "test", "train"])
+    2
+    """
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+    sides: dict[bytes, set[str]] = {}
+    for digest, split in zip(digests, splits, strict=True):
+        sides.setdefault(digest, set()).add(split)
+    return sum(len(sides[digest]) > 1 for digest in digests)
+
+
 def _checksum(*paths: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
@@ -220,8 +241,18 @@ def _checksum(*paths: Path) -> str:
 def _report(meta: dict[str, Any], selection: Selection) -> None:
     for kind, count in meta["dropped"].items():
         log.warning("dropped %d rows: %s", count, kind)
-    for name, count in meta["class_counts"]["train"].items():
-        if count == 0:
-            log.warning("the class %r has no training sample", name)
+    absent = [name for name, count in meta["class_counts"]["train"].items() if count == 0]
+    if absent:
+        log.warning("%d of %d classes have no training sample: %s", len(absent), len(meta["classes"]), _some(absent))
+    for names in (*alike(meta["classes"], str.casefold), *alike(meta["groups"], str.casefold)):
+        log.warning("names that differ in capitals only: %s", _some(names))
+    if shared := meta["notes"].get(SHARED):
+        log.warning("%d images stand in several splits, pixel for pixel: the test is not independent", shared)
     counts = ", ".join(f"{split} {int((selection.splits == split).sum())}" for split in SPLITS)
-    log.info("prepared %d images (%s), groups: %s", meta["samples"], counts, ", ".join(meta["groups"]))
+    log.info("prepared %d images (%s), groups: %s", meta["samples"], counts, _some(meta["groups"]))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the names, of more than a few the first and how many there are."""
+    shown = ", ".join(repr(name) if name != name.strip() else name for name in names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"

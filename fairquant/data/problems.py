@@ -16,7 +16,9 @@ SHOWN = 3
 
 def summarise(problems: Sequence[Problem], *, full_list: Path) -> str:
     """Return one line: kinds with counts and the first rows of each, and where the full list is."""
-    kinds = {problem.kind: [other for other in problems if other.kind == problem.kind] for problem in problems}
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
     parts = "; ".join(_describe(kind, found) for kind, found in kinds.items())
     noun = "problem" if len(problems) == 1 else "problems"
     drop = "" if all(problem.fatal for problem in problems) else ", or set data.bad_rows: drop"

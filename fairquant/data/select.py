@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fairquant.config.schema import DataSection
-from fairquant.data.checks import Found, check_clusters, check_presence, check_rows
+from fairquant.data.checks import Found, check_clusters, check_files, check_names, check_presence, check_rows, one_class
 from fairquant.data.groups import OTHER, group_name, order_names, small_group_problem, small_groups
 from fairquant.data.raw import Problem, RawDataset
 from fairquant.data.splits import Ints, Names, assign_splits, stratified_subset, subset_count
@@ -70,17 +70,25 @@ class Selection:
 
 def select(raw: RawDataset, section: DataSection, ledger: Ledger, *, debug: bool) -> Selection:
     """Apply every rule but decoding; what is wrong is noted in ``ledger``, and rows that are wrong are left out."""
-    ledger.problems += raw.problems
+    ledger.problems += [*raw.problems, *check_names(raw)]
     ledger.dropped.update(problem.kind for problem in raw.problems)
     keep = ledger.remove(np.arange(len(raw.samples)), check_rows(raw))
     members = {position: group_name(raw.samples[position].groups) for position in keep.tolist()}
     names = order_names([raw.samples[p].groups for p in keep.tolist()], raw.group_columns, raw.group_order)
     keep, names, merged = _apply_minimum_size(keep, members, names, section, ledger)
-    labels = np.array([raw.classes.index(raw.samples[p].label) for p in keep.tolist()], np.int64)
-    groups = np.array([names.index(members[p]) for p in keep.tolist()], np.int64)
+    labels = _codes(raw.classes, [raw.samples[p].label for p in keep.tolist()])
+    groups = _codes(names, [members[p] for p in keep.tolist()])
+    if len(np.unique(labels)) == 1:
+        ledger.problems.append(one_class(raw.classes[labels[0]]))
     splits, split_source = _split(raw, keep, labels, groups, section)
     selection = Selection(raw, keep, labels, groups, names, splits, merged, split_source)
     return _subsets(_drop_absent(selection, ledger), section, ledger, debug=debug)
+
+
+def _codes(names: Sequence[str], values: Iterable[str]) -> Ints:
+    """Return the position in ``names`` of each value."""
+    place = {name: code for code, name in enumerate(names)}
+    return np.array([place[value] for value in values], np.int64)
 
 
 def _apply_minimum_size(
@@ -129,9 +137,9 @@ def _split_source(kinds: set[str]) -> str:
 
 
 def _drop_absent(selection: Selection, ledger: Ledger) -> Selection:
-    """Note clusters on two sides and groups absent from a split, and leave their samples out."""
-    samples = selection.raw.samples
-    found = check_clusters(samples, selection.positions.tolist(), selection.splits)
+    """Note clusters and files on two sides and groups absent from a split, and leave their samples out."""
+    samples, positions = selection.raw.samples, selection.positions.tolist()
+    found = check_clusters(samples, positions, selection.splits) + check_files(samples, positions, selection.splits)
     kept = ledger.remove(selection.positions, found)
     selection = selection.at(np.flatnonzero(np.isin(selection.positions, kept)).astype(np.int64))
     absent = selection.check()
@@ -147,8 +155,8 @@ def _drop_absent(selection: Selection, ledger: Ledger) -> Selection:
 def _forget_groups(selection: Selection, gone: Sequence[str]) -> Selection:
     names = tuple(name for name in selection.group_names if name not in gone)
     old = [selection.group_names[index] for index in selection.groups]
-    rows = np.flatnonzero([name in names for name in old]).astype(np.int64)
-    groups = np.array([names.index(old[row]) for row in rows], np.int64)
+    rows = np.flatnonzero(~np.isin(selection.groups, [selection.group_names.index(name) for name in gone]))
+    groups = _codes(names, [old[row] for row in rows])
     kept = selection.at(rows)
     return Selection(kept.raw, kept.positions, kept.labels, groups, names, kept.splits, kept.merged, kept.split_source)
 
@@ -168,5 +176,13 @@ def _subsets(selection: Selection, section: DataSection, ledger: Ledger, *, debu
         if debug:
             cells = len(np.unique(np.stack([groups, labels]), axis=1).T)
             count = min(count, max(DEBUG_COUNTS[split], cells))
-        rows.append(members[stratified_subset(labels, groups, count, seed=section.seed)])
+        chosen = stratified_subset(labels, groups, count, seed=section.seed)
+        gone = np.setdiff1d(groups, groups[chosen])
+        if len(gone):
+            first = selection.group_names[gone[0]]
+            raise DataError(
+                f"data.{split}_subset: got {amount:g}, which leaves {len(gone)} groups without a sample in {split}, "
+                f"{first!r} the first of them; allowed: more samples, or fewer groups (data.small_groups)"
+            )
+        rows.append(members[chosen])
     return selection.at(np.sort(np.concatenate(rows)))

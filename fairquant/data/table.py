@@ -34,7 +34,7 @@ class Table:
 
     def missing(self, columns: Sequence[str]) -> list[Problem]:
         """Return one fatal problem for each of ``columns`` that the table lacks."""
-        have = ", ".join(self.columns)
+        have = ", ".join(name if name == name.strip() else repr(name) for name in self.columns)
         return [
             Problem(
                 "missing column",
@@ -95,8 +95,11 @@ def _open(path: Path, layout: str) -> TextIO:
 def _check_header(path: Path, header: list[str]) -> None:
     if not header:
         raise DataError(f"{path}: got an empty file; allowed: csv with a header row")
-    if any(_NOT_UTF8.search(name) for name in header):
+    if any(_NOT_UTF8.search(name) or "\0" in name for name in header):
         raise DataError(f"{path}: not UTF-8 text; save it as csv in UTF-8")
+    other = [sign for sign in (";", "\t", "|") if len(header) == 1 and sign in header[0]]
+    if other:
+        raise DataError(f"{path}: got fields separated by {other[0]!r}; allowed: by ','")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path}: got the column {twice[0]!r} more than once; allowed: each column once")
@@ -106,6 +109,10 @@ def _row_problem(path: Path, number: int, values: list[str], width: int) -> Prob
     shown = printable(",".join(values))
     if any(_NOT_UTF8.search(value) for value in values):
         return Problem("not UTF-8", number, shown, "the row is not UTF-8 text", table=path.name)
+    if any("\0" in value for value in values):
+        return Problem("NUL byte", number, shown, "the row holds a NUL byte, the file is damaged", table=path.name)
+    if not any(value.strip() for value in values):
+        return Problem("empty row", number, shown, "every field of the row is empty", table=path.name)
     if len(values) != width:
         message = f"the row has {len(values)} fields, the header {width}"
         return Problem("wrong number of fields", number, shown, message, table=path.name)

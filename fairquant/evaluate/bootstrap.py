@@ -6,7 +6,8 @@ resample serves both models, so that the interval of the change is not widened b
 
 Every metric here derives from counts of (group, true class, class before, class after). Drawing n samples with
 replacement and counting them is drawing those counts from a multinomial distribution, exactly; so no sample is ever
-touched, and the work grows with the number of occupied cells, not with the number of samples.
+touched, and the work grows with the number of occupied cells, not with the number of samples. What is counted of a
+resample has a row for each (group, class) that occurs, so that many groups and many classes do not multiply.
 
 Stratified by group: a resample keeps the size of every group. The sizes say how the test set was put together, not
 how well the model serves anybody (they are ancillary), so the metrics of a group are judged given its size; and a
@@ -25,14 +26,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from fairquant.errors import ConfigError, DataError
+from fairquant.evaluate.cells import Cells, Tally, tallies
 from fairquant.evaluate.change import require_same_samples
 from fairquant.evaluate.gaps import NAMED
 from fairquant.evaluate.groups import Floats, GroupTable, Ints, ratio
@@ -41,38 +41,11 @@ from fairquant.predictions import SplitPredictions
 
 LOG = logging.getLogger(__name__)
 CHUNK = 2**20
-"""How many numbers an array of a chunk of resamples may hold: 8 MB, whatever the number of classes."""
+"""How many numbers an array of a chunk of resamples may hold: 8 MB, whatever the number of classes and groups."""
 
 Path = tuple[str, ...]
 Values = dict[Path, Floats]
 """A metric's place in the result -> its value in each resample, (R,); NaN where undefined."""
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """The M occupied cells of (group, true class, class before, class after) and how many samples each holds."""
-
-    group: Ints
-    truth: Ints
-    guesses: tuple[Ints, Ints]
-    counts: Ints
-    n_groups: int
-    n_classes: int
-
-    @property
-    def sizes(self) -> Ints:
-        """Samples of each group, (G,)."""
-        return np.bincount(self.group, weights=self.counts, minlength=self.n_groups).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class _Tally:
-    """What one model's metrics need of R resamples, arrays (G, K, R): samples by group and class."""
-
-    truth: Ints
-    predicted: Ints
-    right: Ints
-    sizes: Ints
 
 
 def intervals(
@@ -128,10 +101,10 @@ def intervals(
     counts_in_gaps = np.ones(len(groups), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
     by_model: tuple[list[Values], list[Values]] = ([], [])
     random = np.random.Generator(np.random.PCG64(seed))
-    chunk = max(1, CHUNK // max(len(cells.counts), len(groups) * len(classes), 1))
+    chunk = max(1, CHUNK // cells.widest)
     for start in range(0, resamples, chunk):
         drawn = _draw(cells, groups, random, min(chunk, resamples - start))
-        for tally, values in zip(_tallies(cells, drawn), by_model, strict=True):
+        for tally, values in zip(tallies(cells, drawn), by_model, strict=True):
             part = _accuracies(tally, groups, counts_in_gaps)
             values.append(part | _gaps(tally, counts_in_gaps, positive) if parity else part)
     old, new = (_join(values) for values in by_model)
@@ -147,18 +120,16 @@ def _check(resamples: int, confidence: float, counted: Sequence[bool] | None, n_
         raise DataError(f"metrics: got {len(counted)} marks of groups that count; allowed: {n_groups}, one per group")
 
 
-def _joint(before: SplitPredictions, after: SplitPredictions, classes: Sequence[str], groups: Sequence[str]) -> _Cells:
+def _joint(before: SplitPredictions, after: SplitPredictions, classes: Sequence[str], groups: Sequence[str]) -> Cells:
     guesses = before.predicted, after.predicted
     for guess in guesses:  # refuses numbers without a name
         GroupTable.count(before.labels, guess, before.groups, classes=classes, groups=groups)
     shape = (len(groups), *(len(classes),) * 3)
     codes = np.ravel_multi_index((before.groups, before.labels, *guesses), shape)
-    occupied, counts = np.unique(codes, return_counts=True)
-    group, truth, old, new = (np.asarray(axis, np.int64) for axis in np.unravel_index(occupied, shape))
-    return _Cells(group, truth, (old, new), counts.astype(np.int64), len(groups), len(classes))
+    return Cells.of(codes, shape)
 
 
-def _draw(cells: _Cells, groups: Sequence[str], random: np.random.Generator, resamples: int) -> Ints:
+def _draw(cells: Cells, groups: Sequence[str], random: np.random.Generator, resamples: int) -> Ints:
     """Draw the cells' counts ``resamples`` times, (M, R); groups in the order of their names, not of their numbers."""
     drawn = np.empty((len(cells.counts), resamples), dtype=np.int64)
     for g in sorted(range(len(groups)), key=groups.__getitem__):
@@ -169,43 +140,28 @@ def _draw(cells: _Cells, groups: Sequence[str], random: np.random.Generator, res
     return drawn
 
 
-def _tallies(cells: _Cells, drawn: Ints) -> tuple[_Tally, _Tally]:
-    """Sum the drawn cells by group and true class, by group and predicted class, and those predicted right."""
-    truth = _sum(cells, cells.truth, drawn)
-    before, after = (
-        _Tally(truth, _sum(cells, guess, drawn), _sum(cells, guess, drawn, guess == cells.truth), cells.sizes)
-        for guess in cells.guesses
-    )
-    return before, after
-
-
-def _sum(cells: _Cells, column: Ints, drawn: Ints, where: npt.NDArray[np.bool_] | None = None) -> Ints:
-    """Sum ``drawn`` (M, R), only the cells of ``where``, by group and class ``column`` into (G, K, R)."""
-    member = np.arange(len(column)) if where is None else np.flatnonzero(where)
-    row = cells.group[member] * cells.n_classes + column[member]
-    shape = (cells.n_groups * cells.n_classes, len(column))
-    total = sparse.csr_array((np.ones(len(member), np.int64), (row, member)), shape=shape) @ drawn
-    return np.asarray(total, dtype=np.int64).reshape(cells.n_groups, cells.n_classes, drawn.shape[1])
-
-
-def _accuracies(tally: _Tally, groups: Sequence[str], counted: npt.NDArray[np.bool_]) -> Values:
-    right = tally.right.sum(axis=1)
-    accuracy = ratio(right, tally.sizes[:, None])
+def _accuracies(tally: Tally, groups: Sequence[str], counted: npt.NDArray[np.bool_]) -> Values:
+    right, sizes = tally.group_right, tally.cells.sizes
+    accuracy = ratio(right, sizes[:, None])
     worst: Floats = np.fmin.reduce(accuracy[counted], axis=0, initial=np.nan)
-    values: Values = {("overall",): ratio(right.sum(axis=0), tally.sizes.sum()), ("worst_group",): worst}
+    values: Values = {("overall",): ratio(right.sum(axis=0), sizes.sum()), ("worst_group",): worst}
     return values | {("group", key): accuracy[g] for g, key in enumerate(metric_keys(groups))}
 
 
-def _gaps(tally: _Tally, counted: npt.NDArray[np.bool_], positive: int | None) -> Values:
+def _gaps(tally: Tally, counted: npt.NDArray[np.bool_], positive: int | None) -> Values:
     """Return every gap of ``gaps`` that the evaluation reports, by the same definitions, R resamples at once."""
-    present = counted & (tally.sizes > 0)
-    truth, predicted, right = tally.truth[present], tally.predicted[present], tally.right[present]
-    sizes = tally.sizes[present][:, None, None]
-    accuracy = ratio(right.sum(axis=1), sizes[:, 0])
+    cells, sizes = tally.cells, tally.cells.sizes
+    present = counted & (sizes > 0)
+    accuracy = ratio(tally.group_right[present], sizes[present][:, None])
     spread = _spread(accuracy)
     lowest: Floats = np.fmin.reduce(accuracy, axis=0, initial=np.nan)
-    tpr = _spread(ratio(right, truth))
-    fpr = _spread(ratio(predicted - right, sizes - truth))  # TNR = 1 - FPR spreads as far
+    group = cells.places % cells.n_groups
+    known = present[group]
+    truth, predicted, right = (values[known] for values in (tally.truth, tally.predicted, tally.right))
+    total, classes, shape = sizes[group[known]][:, None], cells.places[known] // cells.n_groups, cells.n_classes
+    tpr = _spread_by_class(ratio(right, truth), classes, shape)
+    # TNR = 1 - FPR spreads as far; a group in which nothing is or was taken for a class has no false positives of it
+    fpr = _spread_by_class(ratio(predicted - right, total - truth), classes, shape, zeros=int(present.sum()))
     values = {
         "avg_minus_worst": np.where(np.isnan(spread), np.nan, ratio(accuracy.sum(axis=0), len(accuracy)) - lowest),
         "max_minus_min": spread,
@@ -214,13 +170,36 @@ def _gaps(tally: _Tally, counted: npt.NDArray[np.bool_], positive: int | None) -
         "eodd": _class_mean(tpr + fpr),
     }
     if positive is not None:
+        selected = _spread_by_class(ratio(predicted, total), classes, shape, zeros=int(present.sum()))
         values |= {
-            "dp_difference": _spread(ratio(predicted[:, positive], sizes[:, 0])),
+            "dp_difference": selected[positive],
             "equal_opportunity": tpr[positive],
             "equalized_odds": np.maximum(tpr[positive], fpr[positive]),  # NaN where either is
             "predictive_equality": fpr[positive],
         }
     return {("gap", name): value for name, value in values.items()}
+
+
+def _spread_by_class(values: Floats, classes: Ints, n_classes: int, zeros: int = 0) -> Floats:
+    """Return max - min over the rows of each class, (K, R); NaN where fewer than two rows are defined.
+
+    Args:
+        values: (P, R), NaN where undefined.
+        classes: (P,) class of each row, ascending.
+        n_classes: K.
+        zeros: a class with fewer rows than this has zeros for the others.
+    """
+    result = np.full((n_classes, values.shape[1]), np.nan if zeros < 2 else 0.0)
+    if not len(classes):
+        return result
+    starts = np.flatnonzero(np.diff(classes, prepend=-1))
+    rows = np.diff(starts, append=len(classes))
+    more = np.maximum(zeros - rows, 0)[:, None]
+    high, low = (extreme.reduceat(values, starts, axis=0) for extreme in (np.fmax, np.fmin))
+    high, low = (np.where(more > 0, extreme(found, 0.0), found) for extreme, found in ((np.fmax, high), (np.fmin, low)))
+    known = np.add.reduceat((~np.isnan(values)).astype(np.int64), starts, axis=0) + more
+    result[classes[starts]] = np.where(known >= 2, high - low, np.nan)
+    return result
 
 
 def _spread(values: Floats) -> Floats:

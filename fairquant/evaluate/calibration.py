@@ -18,7 +18,7 @@ from scipy import stats
 
 from fairquant.errors import DataError
 from fairquant.evaluate.groups import Floats, defined, ratio
-from fairquant.evaluate.loss import log_softmax, warn_null
+from fairquant.evaluate.loss import class_log_probability, warn_null
 from fairquant.evaluate.summary import metric_keys
 from fairquant.predictions import SplitPredictions
 
@@ -72,7 +72,7 @@ def calibration(
 def expected_calibration_error(predictions: SplitPredictions, *, groups: Sequence[str], bins: int = BINS) -> Floats:
     """Return each group's expected calibration error over ``bins`` equal-width bins, (G,); NaN without samples."""
     predicted = predictions.predicted
-    confidence = np.exp(log_softmax(predictions.logits)[np.arange(len(predicted)), predicted])
+    confidence = np.exp(class_log_probability(predictions.logits, predicted))
     inner = np.linspace(0.0, 1.0, bins + 1)[1:-1]
     cell = predictions.groups * bins + np.searchsorted(inner, confidence, side="left")
     surplus = (predicted == predictions.labels) - confidence

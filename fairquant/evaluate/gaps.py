@@ -148,15 +148,16 @@ def equalized_odds(table: GroupTable, positive: int) -> float | None:
     return None if tpr is None or fpr is None else max(tpr, fpr)
 
 
-def warn_undefined(metric: str, rate: str, cells: list[str], consequence: str) -> None:
-    """Log one line that names where ``rate`` is undefined; nothing where ``cells`` is empty."""
+def warn_undefined(metric: str, rate: str, cells: Sequence[str], consequence: str, *, unnamed: int = 0) -> None:
+    """Log one line that names where ``rate`` is undefined: ``cells`` and ``unnamed`` more; nothing without cells."""
     if cells:
-        LOG.warning("%s: %s undefined (no %s) in %s; %s", metric, rate, LACKING[rate], _some(cells), consequence)
+        where = _some(cells, unnamed)
+        LOG.warning("%s: %s undefined (no %s) in %s; %s", metric, rate, LACKING[rate], where, consequence)
 
 
-def _some(cells: Sequence[str]) -> str:
-    more = f" and {len(cells) - NAMED} more" if len(cells) > NAMED else ""
-    return ", ".join(cells[:NAMED]) + more
+def _some(cells: Sequence[str], unnamed: int = 0) -> str:
+    rest = unnamed + max(len(cells) - NAMED, 0)
+    return ", ".join(cells[:NAMED]) + (f" and {rest} more" if rest else "")
 
 
 def _binary(metric: str, rate: str, table: GroupTable, positive: int) -> float | None:
@@ -168,11 +169,11 @@ def _spread(metric: str, rate: str, values: Floats, table: GroupTable) -> Floats
     """Return max - min over the groups where ``values`` (G, columns) is defined, NaN below two; None if all NaN."""
     known = ~np.isnan(values)
     by_class = values.shape[1] == len(table.classes) > 1
+    places = np.argwhere(~known)  # groups × classes of them: only those that are named become text
     cells = [
-        f"group {table.groups[g]!r}" + (f" class {table.classes[k]!r}" if by_class else "")
-        for g, k in np.argwhere(~known)
+        f"group {table.groups[g]!r}" + (f" class {table.classes[k]!r}" if by_class else "") for g, k in places[:NAMED]
     ]
-    warn_undefined(metric, rate, cells, "left out of the gap")
+    warn_undefined(metric, rate, cells, "left out of the gap", unnamed=len(places) - len(cells))
     high = np.where(known, values, -np.inf).max(axis=0, initial=-np.inf)
     low = np.where(known, values, np.inf).min(axis=0, initial=np.inf)
     enough = known.sum(axis=0) >= 2

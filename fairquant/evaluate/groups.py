@@ -1,14 +1,16 @@
 """Counts of a split by group, with the names of groups and classes; every metric derives from them.
 
-One-vs-rest for class k in group g, from the confusion counts n[g, true, predicted]:
-    TPR = TP / (TP + FN)    FPR = FP / (FP + TN)    TNR = 1 - FPR    selection rate = (TP + FP) / n
-A rate whose denominator is zero is NaN here; whoever reports it turns it into null with a warning.
+One-vs-rest for class k in group g of n samples, from three counts: truth = TP + FN, predicted = TP + FP, right = TP:
+    TPR = TP / (TP + FN)    FPR = FP / (n - TP - FN)    TNR = 1 - FPR    selection rate = (TP + FP) / n
+A rate whose denominator is zero is NaN here; whoever reports it turns it into null with a warning. Which class was
+taken for which is not kept: that would be classes × classes numbers for each group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +23,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GroupTable:
-    """Confusion counts of every group.
+    """Counts of every group and class, int64 (G, K); float64 where predictions are drawn by lot: those to be expected.
 
     Attributes:
         groups: G names.
         classes: K names.
-        confusion: int64 (G, K, K), number of samples by [group, true class, predicted class]; float64 where the
-            predictions are drawn by lot: the numbers to be expected.
+        truth: samples of each true class.
+        predicted: samples predicted as each class.
+        right: samples of each class predicted as it.
 
     Example:
         >>> table = GroupTable.count([0, 1, 1], [0, 1, 0], [0, 0, 1], classes=["a", "b"], groups=["x", "y"])
@@ -37,7 +40,9 @@ class GroupTable:
 
     groups: tuple[str, ...]
     classes: tuple[str, ...]
-    confusion: Ints | Floats
+    truth: Ints | Floats
+    predicted: Ints | Floats
+    right: Ints | Floats
 
     @classmethod
     def count(
@@ -68,10 +73,9 @@ class GroupTable:
         if not len(truth) == len(guess) == len(member):
             lengths = f"{len(truth)} labels, {len(guess)} predictions, {len(member)} groups"
             raise DataError(f"metrics: got {lengths}; allowed: one of each per sample")
-        cells = (member * n_classes + truth) * n_classes + guess
-        counts = np.bincount(cells, minlength=n_groups * n_classes * n_classes)
-        confusion = counts.astype(np.int64, copy=False).reshape(n_groups, n_classes, n_classes)
-        return cls(tuple(groups), tuple(classes), confusion)
+        shape, hit = (n_groups, n_classes), truth == guess
+        columns = ((member, truth), (member, guess), (member[hit], truth[hit]))
+        return cls(tuple(groups), tuple(classes), *(_tally(rows, column, shape) for rows, column in columns))
 
     @classmethod
     def expected(
@@ -96,15 +100,18 @@ class GroupTable:
 
         Example:
             >>> options = {"positive": 1, "classes": ["a", "b"], "groups": ["x"]}
-            >>> GroupTable.expected([1, 1, 0], [0.5, 1.0, 0.25], [0, 0, 0], **options).confusion.tolist()
-            [[[0.75, 0.25], [0.5, 1.5]]]
+            >>> GroupTable.expected([1, 1, 0], [0.5, 1.0, 0.25], [0, 0, 0], **options).predicted.tolist()
+            [[1.25, 1.75]]
         """
         truth, member = _codes("labels", labels, 2), _codes("groups", group, len(groups))
-        cells, shape = member * 2 + truth, (len(groups), 2)
-        total = np.bincount(cells, minlength=2 * len(groups)).reshape(shape)
-        drawn = np.bincount(cells, np.asarray(chance, np.float64), minlength=2 * len(groups)).reshape(shape)
-        columns = (total - drawn, drawn) if positive else (drawn, total - drawn)
-        return cls(tuple(groups), tuple(classes), np.stack(columns, axis=2))
+        shape = (len(groups), 2)
+        total = _tally(member, truth, shape)
+        chosen = _tally(member, truth, shape, np.asarray(chance, np.float64))  # predicted positive, by true class
+        right, predicted = total - chosen, np.empty(shape)
+        right[:, positive] = chosen[:, positive]
+        predicted[:, positive] = chosen.sum(axis=1)
+        predicted[:, 1 - positive] = (total - chosen).sum(axis=1)
+        return cls(tuple(groups), tuple(classes), total, predicted, right)
 
     def only(self, chosen: Sequence[bool] | None) -> GroupTable:
         """Return the table of the ``chosen`` groups (G,); of all where that is None.
@@ -116,7 +123,8 @@ class GroupTable:
         if chosen is None:
             return self
         rows = [g for g, wanted in zip(range(len(self.groups)), chosen, strict=True) if wanted]
-        return GroupTable(tuple(self.groups[g] for g in rows), self.classes, self.confusion[rows])
+        names = tuple(self.groups[g] for g in rows)
+        return GroupTable(names, self.classes, self.truth[rows], self.predicted[rows], self.right[rows])
 
     def named(self, values: Floats | Ints) -> dict[str, float | None]:
         """Return per-group ``values`` (G,) by group name; NaN becomes None."""
@@ -125,45 +133,44 @@ class GroupTable:
     @property
     def counts(self) -> Ints:
         """Samples of each group, (G,)."""
-        counts: Ints = self.confusion.sum(axis=(1, 2))
+        counts: Ints = self.truth.sum(axis=1)
         return counts
 
     @property
     def accuracy(self) -> Floats:
         """Share of right predictions in each group, (G,)."""
-        return ratio(np.trace(self.confusion, axis1=1, axis2=2), self.counts)
+        return ratio(self.right.sum(axis=1), self.counts)
 
     @property
     def overall_accuracy(self) -> float:
         """Share of right predictions among all samples."""
-        return float(ratio(np.trace(self.confusion.sum(axis=0)), self.confusion.sum()))
+        return float(ratio(self.right.sum(), self.truth.sum()))
 
     @property
     def class_counts(self) -> Ints:
         """Samples of each true class, (K,)."""
-        counts: Ints = self.confusion.sum(axis=(0, 2))
+        counts: Ints = self.truth.sum(axis=0)
         return counts
 
     @property
     def class_accuracy(self) -> Floats:
         """Share of right predictions among the samples of each true class, (K,)."""
-        return ratio(np.diagonal(self.confusion.sum(axis=0)), self.class_counts)
+        return ratio(self.right.sum(axis=0), self.class_counts)
 
     @property
     def selection_rate(self) -> Floats:
         """Share of each group's samples predicted as each class, (G, K)."""
-        return ratio(self.confusion.sum(axis=1), self.counts[:, None])
+        return ratio(self.predicted, self.counts[:, None])
 
     @property
     def tpr(self) -> Floats:
         """True positive rate of each class one-vs-rest in each group, (G, K)."""
-        return ratio(np.diagonal(self.confusion, axis1=1, axis2=2), self.confusion.sum(axis=2))
+        return ratio(self.right, self.truth)
 
     @property
     def fpr(self) -> Floats:
         """False positive rate of each class one-vs-rest in each group, (G, K)."""
-        false_positives = self.confusion.sum(axis=1) - np.diagonal(self.confusion, axis1=1, axis2=2)
-        return ratio(false_positives, self.counts[:, None] - self.confusion.sum(axis=2))
+        return ratio(self.predicted - self.right, self.counts[:, None] - self.truth)
 
     @property
     def tnr(self) -> Floats:
@@ -186,6 +193,12 @@ def ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> Floats:
     numerator, denominator = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     safe = np.where(denominator > 0, denominator, np.nan)
     return np.asarray(numerator / safe)
+
+
+def _tally(member: Ints, column: Ints, shape: tuple[int, int], weights: Floats | None = None) -> Any:
+    """Count samples, or add up their ``weights``, by group and class: ``shape`` (G, K)."""
+    counts = np.bincount(member * shape[1] + column, weights, minlength=shape[0] * shape[1])
+    return (counts.astype(np.int64, copy=False) if weights is None else counts).reshape(shape)
 
 
 def _codes(what: str, values: npt.ArrayLike, n: int) -> Ints:

@@ -19,6 +19,9 @@ from fairquant.evaluate.groups import Floats, defined, ratio
 from fairquant.evaluate.summary import metric_keys
 from fairquant.predictions import SplitPredictions
 
+BLOCK = 2**20
+"""How many logits are worked on at a time, 8 MB."""
+
 
 def excessive_loss(
     before: SplitPredictions,
@@ -79,9 +82,22 @@ def cross_entropy(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
     >>> cross_entropy([[0.0, 0.0], [1000.0, 0.0]], [1, 1]).round(3).tolist()
     [0.693, 1000.0]
     """
-    truth = np.asarray(labels, dtype=np.int64)
-    losses: Floats = -log_softmax(logits)[np.arange(len(truth)), truth]
-    return losses
+    return -class_log_probability(logits, labels)
+
+
+def class_log_probability(logits: npt.ArrayLike, classes: npt.ArrayLike) -> Floats:
+    """Return the logarithm of the probability of one class for each sample, float64 (N,); in [0, C) of logits (N, C).
+
+    A block of samples at a time, so that many classes do not fill the memory.
+    """
+    values, chosen = np.asarray(logits), np.asarray(classes, dtype=np.int64)
+    found = np.empty(len(chosen))
+    step = max(1, BLOCK // max(values.shape[1], 1))
+    for start in range(0, len(chosen), step):
+        rows = slice(start, start + step)
+        block = log_softmax(values[rows])
+        found[rows] = block[np.arange(len(block)), chosen[rows]]
+    return found
 
 
 def log_softmax(logits: npt.ArrayLike) -> Floats:

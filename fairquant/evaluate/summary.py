@@ -94,7 +94,8 @@ def metric_keys(names: Sequence[str]) -> list[str]:
     """
     keys = [name.replace(".", "·") for name in names]
     if len(set(keys)) != len(keys):
-        raise DataError(f"names: got {list(names)}; allowed: names that differ by more than '.' and '·'")
+        twice = next(name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1)
+        raise DataError(f"names: got {twice!r} in two spellings; allowed: names that differ by more than '.' and '·'")
     return keys
 
 

@@ -12,11 +12,16 @@ batch's samples, the map of a group is
 Metrics that score single samples have the mean over the batch's samples of score(d_i, w) in place of score(d_b, w),
 with d_i the gradient of sample i's cross-entropy: with ``normalize: sample`` the map is a mean over the group's
 samples, however they are batched.
+
+Several processes share the batches, whole, of all groups dealt as one list (``fairquant.importance.dealing``). Each
+adds up what it has of every group on its own and waits for nobody; at the end the sums meet, one group after the other,
+before anything is averaged, scored or checked. Every process returns the same maps: those of one process up to the
+order in which float32 sums are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, Never
@@ -32,9 +37,11 @@ from fairquant.config import Section
 from fairquant.data.batches import Batch, iterate, n_batches
 from fairquant.data.store import Store
 from fairquant.errors import UserError
+from fairquant.importance.dealing import deal, failing_together
 from fairquant.importance.maps import ImportanceMaps, Map, check_finite
 from fairquant.importance.metric import Derivatives, Metric, SampleScores, Score
 from fairquant.models.layers import quantizable_layers, weight_parameter
+from fairquant.parallel.collectives import add_up, is_first, world_size
 
 
 def measure_importance(
@@ -68,9 +75,9 @@ def measure_importance(
         precision: ``fp32`` or ``bf16`` (autocast; maps are float32 in both).
         seed: fixes which samples and in which order (batches are consecutive slices of one permutation), and what a
             metric draws for each batch.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal (the first process's share).
 
-    Raises ``UserError`` for a group without training samples and for values that are not finite.
+    Raises ``UserError`` for a group without training samples and for values that are not finite, in every process.
     """
     names, rows = _samples(store, by=by, limit=samples_per_group, seed=seed)
     plugin = Metric.load(metric, options)
@@ -78,20 +85,30 @@ def measure_importance(
     modules = quantizable_layers(model)
     weights = {name: weight_parameter(layer) for name, layer in modules.items()}
     layers = {name: np.empty((len(names), *weight.shape), np.float32) for name, weight in weights.items()}
-    steps = sum(n_batches(len(chosen), batch_size, False) for chosen in rows)
-    bar = tqdm(total=steps, desc="importance", unit="batch", disable=None if progress else True)
+    dealt = deal([n_batches(len(chosen), batch_size, False) for chosen in rows])
+    steps = sum(len(numbers) for numbers in dealt)
+    bar = tqdm(total=steps, desc="importance", unit="batch", disable=None if progress and is_first() else True)
     sums = [torch.empty_like(weight, requires_grad=False) for weight in weights.values()]
-    with bar, _gradients_of(model, weights):
-        samples = None if plugin.sample_scores is None else plugin.sample_scores(modules)
-        for index, (name, chosen) in enumerate(zip(names, rows, strict=True)):
-            batches = iterate(store, chosen, batch_size=batch_size, device=device)
-            for total in sums:
-                total.zero_()
-            _accumulate(
-                sums, model, weights, batches, plugin, samples,
-                normalize=normalize, precision=precision, seed=seed, bar=bar,
-            )  # fmt: skip
-            _collect(sums, layers, index=index, group=name)
+    finish = partial(_finish, sums, layers, list(weights.values()), plugin, names, rows, normalize=normalize)
+    with _gradients_of(model, weights):
+        with bar, failing_together():
+            samples = None if plugin.sample_scores is None else plugin.sample_scores(modules)
+            for index, (chosen, numbers) in enumerate(zip(rows, dealt, strict=True)):
+                batches = iterate(store, chosen, batch_size=batch_size, device=device, numbers=numbers)
+                for total in sums:
+                    total.zero_()
+                _accumulate(
+                    sums, model, weights, zip(numbers, batches, strict=True), plugin, samples,
+                    normalize=normalize, precision=precision, seed=seed, bar=bar,
+                )  # fmt: skip
+                if world_size() == 1:
+                    finish(index)
+                else:
+                    _hold(sums, layers, index=index)
+        if world_size() > 1:
+            for index in range(len(names)):
+                _meet(sums, layers, index=index)
+                finish(index)
     meta = {"metric": metric, "by": by, "normalize": normalize, "batch_size": batch_size, "seed": seed}
     if settings := plugin.options.model_dump():
         meta["options"] = settings
@@ -120,7 +137,7 @@ def _accumulate(
     sums: list[Tensor],
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
-    batches: Iterator[Batch],
+    batches: Iterable[tuple[int, Batch]],
     metric: Metric,
     samples: SampleScores | None,
     *,
@@ -129,29 +146,24 @@ def _accumulate(
     seed: int,
     bar: tqdm[Never],
 ) -> None:
-    """Add one group's finished map of every layer to ``sums``, which are 0, on the device."""
+    """Add what one group's numbered ``batches`` give to ``sums``, which are 0, on the device."""
     parameters = list(weights.values())
-    average = normalize == "sample"
-    score_once = average and metric.averages_derivative
-    seen = 0
-    for number, batch in enumerate(batches):
-        size = len(batch.labels)
-        share = size if average else 1
+    score = None if _scored_once(metric, normalize) else metric.score
+    for number, batch in batches:
+        share = len(batch.labels) if normalize == "sample" else 1
         if samples is not None:
             samples(sums, partial(_losses, model, batch, metric, precision, reduction="none"), share)
         else:
             loss = _losses(model, batch, metric, precision, reduction="mean")
             derivatives = metric.derivative(loss, parameters, metric.options, (seed, number))
             del loss  # and with it the batch's graph
-            _add_scores(sums, parameters, derivatives, None if score_once else metric.score, share)
-        seen += size
+            _add_scores(sums, parameters, derivatives, score, share)
         bar.update()
-    with torch.no_grad():
-        for total, parameter in zip(sums, parameters, strict=True):
-            if average:
-                total.div_(seen)
-            if score_once:
-                total.copy_(metric.score(total, parameter))
+
+
+def _scored_once(metric: Metric, normalize: str) -> bool:
+    """Return whether a group's derivatives are averaged before they are scored."""
+    return normalize == "sample" and metric.averages_derivative
 
 
 def _losses(model: nn.Module, batch: Batch, metric: Metric, precision: str, *, reduction: str) -> Tensor:
@@ -170,12 +182,43 @@ def _add_scores(
             total.add_(derivative if score is None else score(derivative, parameter), alpha=share)
 
 
-def _collect(sums: list[Tensor], layers: Mapping[str, Map], *, index: int, group: str) -> None:
-    """Check one group's maps and copy them to main memory, so that the device holds one group at a time."""
-    for name, total in zip(layers, sums, strict=True):
+@torch.no_grad()
+def _finish(
+    sums: list[Tensor],
+    layers: Mapping[str, Map],
+    parameters: list[nn.Parameter],
+    metric: Metric,
+    groups: Sequence[str],
+    rows: Sequence[npt.NDArray[np.int64]],
+    index: int,
+    *,
+    normalize: str,
+) -> None:
+    """Make ``sums`` over all samples of group ``index`` its map, check it and copy it to main memory.
+
+    So the device holds one group at a time.
+    """
+    for name, total, parameter in zip(layers, sums, parameters, strict=True):
+        if normalize == "sample":
+            total.div_(len(rows[index]))
+        if _scored_once(metric, normalize):
+            total.copy_(metric.score(total, parameter))
         # A finite sum has finite terms and costs a twentieth of looking at each; an infinite one may be overflow.
-        check_finite(name, group, bool(torch.isfinite(total.sum())) or bool(torch.isfinite(total).all()))
-        layers[name][index] = total.float().cpu().numpy()
+        check_finite(name, groups[index], bool(torch.isfinite(total.sum())) or bool(torch.isfinite(total).all()))
+    _hold(sums, layers, index=index)
+
+
+def _hold(sums: list[Tensor], layers: Mapping[str, Map], *, index: int) -> None:
+    """Copy one group's sums to their place in main memory."""
+    for array, total in zip(layers.values(), sums, strict=True):
+        array[index] = total.float().cpu().numpy()
+
+
+def _meet(sums: list[Tensor], layers: Mapping[str, Map], *, index: int) -> None:
+    """Replace ``sums`` by those of all processes together, from what each holds of group ``index``."""
+    for array, total in zip(layers.values(), sums, strict=True):
+        total.copy_(torch.from_numpy(array[index]))
+    add_up(sums)
 
 
 @contextmanager

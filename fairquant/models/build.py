@@ -15,8 +15,9 @@ from fairquant.models import weights as importer
 from fairquant.models.families import cifar, micronet, timm_models, torchvision_models
 from fairquant.models.spec import ModelSpec
 
-FAMILIES: tuple[ModuleType, ...] = (torchvision_models, cifar, micronet, timm_models)
-"""In order of precedence: a name known to two (``resnet18``) is torchvision's; timm's goes by its tagged name."""
+FAMILIES: tuple[ModuleType, ...] = (cifar, micronet, torchvision_models, timm_models)
+"""In order of precedence: a name known to two (``resnet18``) is torchvision's; timm's goes by its tagged name. Those
+two take seconds to import, so they are asked last: our own families' names are none of theirs."""
 
 
 def build(spec: ModelSpec, *, weights: str = "none", strict: bool = True, seed: int) -> nn.Module:

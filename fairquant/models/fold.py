@@ -15,13 +15,12 @@ rectifier (pre-activation networks, most of densenet), behind a layer that stand
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
@@ -31,8 +30,10 @@ from fairquant.models.trace import trace
 
 log = logging.getLogger(__name__)
 
-_LINEAR_IN_WEIGHT = (nn.Conv2d.forward, nn.Linear.forward, Conv2dSame.forward)
-_NORMALISING = (_BatchNorm.forward, BatchNormAct2d.forward)
+_LINEAR_IN_WEIGHT = (nn.Conv2d.forward, nn.Linear.forward)
+_NORMALISING = (_BatchNorm.forward,)
+_TIMM_LINEAR = ("timm.layers.conv2d_same", "Conv2dSame")
+_TIMM_NORMALISING = ("timm.layers.norm_act", "BatchNormAct2d")
 _KINDS = ((nn.Conv2d, nn.BatchNorm2d), (nn.Linear, nn.BatchNorm1d))
 
 
@@ -116,12 +117,19 @@ def foldable(model: nn.Module) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
+def _is_of(place: tuple[str, str], forward: object) -> bool:
+    """Say whether ``forward`` is that of timm's class; where nothing has imported timm, no layer is one of its."""
+    module, name = place
+    return module in sys.modules and forward is getattr(sys.modules[module], name).forward
+
+
 def _folds(layer: Layer, norm: _BatchNorm) -> bool:
     """Return whether the two compute what the formula says, and nothing watches what is between them."""
-    known = type(norm).forward in _NORMALISING and any(
-        isinstance(layer, kind) and isinstance(norm, norm_kind) for kind, norm_kind in _KINDS
-    )
-    plain = _original_forward(layer) in _LINEAR_IN_WEIGHT and not parametrize.is_parametrized(layer)
+    normalises = type(norm).forward in _NORMALISING or _is_of(_TIMM_NORMALISING, type(norm).forward)
+    known = normalises and any(isinstance(layer, kind) and isinstance(norm, norm_kind) for kind, norm_kind in _KINDS)
+    forward = _original_forward(layer)
+    linear = forward in _LINEAR_IN_WEIGHT or _is_of(_TIMM_LINEAR, forward)
+    plain = linear and not parametrize.is_parametrized(layer)
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, norm._forward_hooks, norm._forward_pre_hooks)
     fits = norm.running_mean is not None and norm.num_features == layer.weight.shape[0]
     return known and plain and fits and not any(hooks)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from fairquant.config.parallel import ParallelSection
 from fairquant.train.history import History
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class QuantizeJob:
         checkpoint_dir: where a training run is saved and resumed from, or None.
         debug: train one epoch only.
         ranking: measures the importance of a model's units anew, for modes that do.
+        parallel: what several processes do with gradients and batch norm.
+        compile_model: whether training is compiled.
     """
 
     model: nn.Module
@@ -62,6 +65,8 @@ class QuantizeJob:
     checkpoint_dir: Path | None = None
     debug: bool = False
     ranking: Ranking | None = None
+    parallel: ParallelSection = ParallelSection()
+    compile_model: bool = False
 
     @classmethod
     def of(
@@ -86,6 +91,8 @@ class QuantizeJob:
             checkpoint_dir=checkpoint.root(),
             debug=config.debug,
             ranking=UnitRanking(config, store, device),
+            parallel=config.parallel,
+            compile_model=config.compile,
         )
 
     @property

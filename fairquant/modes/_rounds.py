@@ -21,6 +21,7 @@ from fairquant.modes._widths import held_widths
 from fairquant.quantize.frozen import attach_frozen, freeze, frozen_units
 from fairquant.train import checkpoint
 from fairquant.train.history import EpochRow, History
+from fairquant.train.processes import parallel_key
 
 LOG = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class Rounds:
         job = self.job
         params = job.section.model_dump() | {"seed": job.seed, "precision": job.precision, "device": job.device.type}
         params |= {"debug": job.debug, "ranking": self.rank.key, "protect": job.protect.model_dump()}
+        params |= {"parallel": parallel_key(job.parallel), "compile": job.compile_model}
         params["held"] = list(job.bits.held)
         params["bits"] = {name: bits.tolist() for name, bits in job.bits.layers.items()}
         return checkpoint.key("rounds", params, str(job.store.meta["checksum"]), job.model.state_dict())

@@ -47,4 +47,6 @@ def train(
         teacher=teacher,
         checkpoint_dir=job.checkpoint_dir,
         hooks=hooks,
+        parallel=job.parallel,
+        compile_model=job.compile_model,
     )

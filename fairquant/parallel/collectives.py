@@ -83,6 +83,31 @@ def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     return buckets
 
 
+@torch.no_grad()
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor, in place, by the first process's; they are of any dtype."""
+    if world_size() > 1:
+        for tensor in tensors:
+            whole = tensor.contiguous()
+            dist.broadcast(whole, src=0)
+            tensor.copy_(whole)
+
+
+@torch.no_grad()
+def largest(values: Tensor) -> Tensor:
+    """Return the largest of each floating value over the processes; NaN where one has NaN, whatever the backend does.
+
+    >>> largest(torch.tensor([1.0, 2.0]))  # one process
+    tensor([1., 2.])
+    """
+    if world_size() == 1:
+        return values
+    broken = values.isnan()
+    both = torch.stack([values.masked_fill(broken, -torch.inf), broken.to(values.dtype)])
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    return both[0].masked_fill(both[1] > 0, torch.nan)
+
+
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the rows of all processes, in their order.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fairquant import plugins
 from fairquant.errors import ArtifactError, UserError
+from fairquant.parallel.collectives import world_size
 from fairquant.quantize.affine import Codes, fake_quantize_affine
 from fairquant.quantize.observers._base import Observer, extremes, in_memory_order
 
@@ -22,7 +23,8 @@ from fairquant.quantize.observers._base import Observer, extremes, in_memory_ord
 class ActivationQuantizer(nn.Module):
     """Floating tensor → the same tensor rounded to a grid of 2^b (symmetric: 2^b − 1) values, one of which is 0.
 
-    In training mode an observer that ``TRAINS`` sees every tensor, and the grid follows before the tensor is rounded.
+    In training mode an observer that ``TRAINS`` sees every tensor, and the grid follows before the tensor is rounded;
+    several processes, which have a part of the batch each, see the extremes of all parts.
     What comes out has the dtype that came in: under autocast to bfloat16 codes and products are computed in float32
     and rounded to bfloat16 at the end, which the layer that follows would do anyway. Empty tensors pass unchanged and
     teach nothing. Nothing in ``forward`` waits for the device.
@@ -76,10 +78,9 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (any shape, floating) on the grid; ``UserError`` where there is none yet."""
-        if x.numel() == 0:
-            return x
-        self._observe(x)
-        if not self.quantizing:
+        if x.numel() or (self.training and world_size() > 1):  # others may have the rest of the batch
+            self._observe(x)
+        if x.numel() == 0 or not self.quantizing:
             return x
         if not self.ready:
             raise UserError("activations: got no range yet; allowed: after calibration, or with a saved grid")

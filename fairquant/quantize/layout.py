@@ -7,6 +7,7 @@ widths of a channel differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 
 import torch
@@ -43,6 +44,7 @@ class Layout:
         columns: the widths that have a column of the table each; (0,) stands for "all in one".
         slot: uint8 (out, n), the column each weight uses; None where there is one column.
         whole: one grid for the whole layer.
+        n_weights: of the layer.
     """
 
     order: tuple[int, ...]
@@ -50,6 +52,7 @@ class Layout:
     columns: tuple[int, ...]
     slot: Tensor | None
     whole: bool
+    n_weights: int
 
     @classmethod
     def of(cls, weight: Tensor, bits: Tensor, scheme: Scheme = "symmetric") -> Layout:
@@ -64,7 +67,9 @@ class Layout:
             slot = lookup.to(weight.device)[rows.long()]
         else:
             rows, slot = bits.reshape(bits.shape[0] if bits.dim() else 1, -1)[:, :1], None
-        return cls(order, prepare_widths(rows, weight.dtype, scheme=scheme), present, slot, whole=bits.dim() == 0)
+        return cls(
+            order, prepare_widths(rows, weight.dtype, scheme=scheme), present, slot, bits.dim() == 0, weight.numel()
+        )
 
     def measured(self, plugin: ModuleType, percentile: float) -> GridOf:
         """Return a function that measures the grids of a block of rows."""
@@ -105,7 +110,7 @@ class Layout:
     def apply_learned(self, weight: Tensor, scale: Tensor, *, workspace: Workspace | None) -> Tensor:
         """Fake-quantize ``weight`` with the learned table ``scale`` (flat); its gradient is scaled as LSQ does."""
         table = readable(scale, len(self.columns))
-        factor = self._gradient_factor(weight, len(table))
+        factor = self.gradient_factor
 
         def add(gradient: Tensor, total: Tensor, block: slice) -> None:
             sums = total.view(-1, len(self.columns))
@@ -119,14 +124,16 @@ class Layout:
 
         return apply_plan(weight, Plan(self.widths, self.looked_up(Grid(table)), True, add, workspace), scale)
 
-    def _gradient_factor(self, weight: Tensor, n_rows: int) -> Tensor:
-        """Return 1/√(N·M) for each entry of the table: N weights share it, M = 1 at 1 bit."""
+    @cached_property
+    def gradient_factor(self) -> Tensor:
+        """1/√(N·M) for each entry of the table, (out | 1, columns): N weights share it, M = 1 at 1 bit."""
+        largest = self.widths.largest
         if self.slot is None:
-            return (self.widths.largest.clamp_min(1) * (weight.numel() / n_rows)).rsqrt()
-        ones = torch.ones(self.slot.shape, dtype=weight.dtype, device=weight.device)
-        count = ones.new_zeros(n_rows, len(self.columns)).scatter_add_(1, self.slot.long(), ones)
-        largest = prepare_widths(torch.tensor([self.columns], device=weight.device), weight.dtype).largest
-        return (largest.clamp_min(1) * count.clamp_min(1)).rsqrt()
+            return (largest.clamp_min(1) * (self.n_weights / len(largest))).rsqrt()
+        ones = torch.ones(self.slot.shape, dtype=largest.dtype, device=largest.device)
+        count = ones.new_zeros(len(ones), len(self.columns)).scatter_add_(1, self.slot.long(), ones)
+        tops = prepare_widths(torch.tensor([self.columns], device=largest.device), largest.dtype).largest
+        return (tops.clamp_min(1) * count.clamp_min(1)).rsqrt()
 
 
 def columns_of(bits: Tensor) -> tuple[int, ...]:

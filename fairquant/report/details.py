@@ -6,21 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairquant.report.cells import percent
-from fairquant.report.tables import group_table
+from fairquant.report.shown import MOST, some
+from fairquant.report.tables import group_rows, group_table, shown_rows
 
 Cells = list[tuple[str, ...]]
 
 
 def loss_table(evaluate: Mapping[str, Any]) -> Cells:
-    """Return the cells of the excessive loss: mean cross-entropy after minus before, per group, and φ.
+    """Return the cells of the excessive loss: mean cross-entropy after minus before, per group shown, and φ.
 
     φ is the largest difference between two groups. Nothing where it was not measured.
     """
     excessive = evaluate.get("excessive_loss")
     if not excessive:
         return []
-    rows = [(name, signed(value)) for name, value in excessive["group"].items()]
+    losses = excessive["group"]
+    rows = [(name, signed(losses[name])) for name in shown_names(evaluate, losses)]
     return [("group", "excessive loss"), *rows, ("φ, largest difference", signed(excessive["phi"]).lstrip("+"))]
+
+
+def shown_names(evaluate: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Return those of the groups ``known`` that a table shows: all, of many those of the group table in its order."""
+    if len(known) <= MOST:
+        return list(known)
+    return [row.name for row in shown_rows(group_rows(evaluate)) if row.name in known]
 
 
 def audit_tables(evaluate: Mapping[str, Any]) -> dict[str, Cells]:
@@ -50,7 +59,7 @@ def harmed_line(evaluate: Mapping[str, Any]) -> str:
         return ""
     if not harmed:
         return f"No group is shown to be harmed by the compression ({len(harm)} tested)."
-    return f"Harmed by the compression ({len(harmed)} of {len(harm)} groups): {', '.join(harmed)}."
+    return f"Harmed by the compression ({len(harmed)} of {len(harm)} groups): {some(harmed)}."
 
 
 def gate_table(evaluate: Mapping[str, Any]) -> Cells:

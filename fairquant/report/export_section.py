@@ -18,6 +18,7 @@ from fairquant.report.export_tables import (
     size_cells,
 )
 from fairquant.report.latex import as_latex
+from fairquant.report.shown import rule
 
 SIZES = "Sizes on disk in MB, 10^6 bytes. Weights are unpacked when a file is loaded: in memory they are not as small."
 PARITY = (
@@ -48,9 +49,12 @@ def parity(export: Mapping[str, Any]) -> list[str]:
     """Return what the files answer beside what the simulation answers; one sentence where nothing was tried."""
     if not export.get("parity"):
         return _sentences(agreement_line(export))
+    total = len(next(iter(export["parity"].values()))["group"])
     return [
         *_table("### Simulation and runtimes", PARITY, accuracy_cells(export)),
+        *_sentences(rule(total, "groups", "accuracy", "metrics/export.json")),
         *_table("", AGREEMENT, agreement_cells(export)),
+        *_sentences(rule(total, "groups", "agreement", "metrics/export.json")),
         *_sentences(integer_line(export)),
     ]
 

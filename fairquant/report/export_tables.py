@@ -12,6 +12,7 @@ from typing import Any
 
 from fairquant.report.cells import percent
 from fairquant.report.details import Cells, gate_table, plain
+from fairquant.report.shown import extremes
 
 FILES = {"packed_mb": "packed file", "onnx_mb": "ONNX file", "tensorrt_mb": "ONNX file for TensorRT"}
 """What may have been exported: keys of ``size``, and how they are called."""
@@ -88,22 +89,23 @@ def accuracy_cells(export: Mapping[str, Any]) -> Cells:
         return []
     runtimes = {runtime_name(name): values for name, values in parity.items()}
     first = next(iter(parity.values()))
-    sizes = [str(group["n"]) for group in first["group"].values()]
-    heads = [*first["group"], "overall", "worst group", *(["accuracy gap, max − min"] if first.get("gap") else [])]
+    shown = extremes({name: group["runtime"] for name, group in first["group"].items()})
+    sizes = [str(first["group"][name]["n"]) for name in shown]
+    heads = [*shown, "overall", "worst group", *(["accuracy gap, max − min"] if first.get("gap") else [])]
     columns = [("group", *heads), ("n", *sizes, str(first["n"]), *[""] * (len(heads) - len(sizes) - 1))]
-    simulations = {name: _accuracies(values, "simulation") for name, values in runtimes.items()}
+    simulations = {name: _accuracies(values, "simulation", shown) for name, values in runtimes.items()}
     if len(set(simulations.values())) == 1:
         columns.append(("simulation %", *next(iter(simulations.values()))))
     else:  # each runtime was held against another model
         columns += [(f"simulation for {name} %", *column) for name, column in simulations.items()]
-    columns += [(f"{name} %", *_accuracies(values, "runtime")) for name, values in runtimes.items()]
+    columns += [(f"{name} %", *_accuracies(values, "runtime", shown)) for name, values in runtimes.items()]
     return list(zip(*columns, strict=True))
 
 
-def _accuracies(values: Mapping[str, Any], which: str) -> tuple[str, ...]:
-    """Return the cells below a header: ``which`` of each group, overall, the worst group and, where known, the gap."""
+def _accuracies(values: Mapping[str, Any], which: str, shown: Sequence[str]) -> tuple[str, ...]:
+    """Return the cells below a header: ``which`` of each group shown, overall, worst group and, where known, gap."""
     totals = [values[key] for key in ("overall", "worst_group", "gap") if key in values]
-    return tuple(percent(pair[which]) for pair in [*values["group"].values(), *totals])
+    return tuple(percent(pair[which]) for pair in [*(values["group"][name] for name in shown), *totals])
 
 
 def agreement_cells(export: Mapping[str, Any]) -> Cells:
@@ -115,8 +117,9 @@ def agreement_cells(export: Mapping[str, Any]) -> Cells:
     header = ("group", "n", *(f"{what}, {name}" for name in names for what in ("same class %", "max |Δlogit|")))
     cells: Cells = [header]
     first = next(iter(parity.values()))
-    for group, values in first["group"].items():
-        cells.append((group, str(values["n"]), *_agreement([runtime["group"][group] for runtime in parity.values()])))
+    for group in extremes({name: values["agreement"] for name, values in first["group"].items()}):
+        runtimes = [runtime["group"][group] for runtime in parity.values()]
+        cells.append((group, str(runtimes[0]["n"]), *_agreement(runtimes)))
     return [*cells, ("all", str(first["n"]), *_agreement(list(parity.values())))]
 
 

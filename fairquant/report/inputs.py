@@ -10,14 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from fairquant import plugins
-from fairquant.artifacts import read_json
+from fairquant.artifacts import anew, read_json, read_text
 from fairquant.config import Config
 from fairquant.errors import ArtifactError
 
 Row = Mapping[str, str]
 
-STAGES = ("pretrain", "baseline", "bits", "quantize", "evaluate", "export")
-"""The metrics files, in the order of the pipeline."""
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "pretrain": (),
+    "baseline": (),
+    "bits": ("avg_bits", "size", "gbops", "share"),
+    "quantize": ("bits", "share"),
+    "evaluate": ("overall", "worst_group", "group", "cost"),
+    "export": ("provenance", "size"),
+}
+"""The metrics files, in the order of the pipeline, and what the report cannot do without."""
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "layers.csv": ("layer", "bits"),
+    "bit_distribution.csv": ("layer", "kind", "parameters", "units", "avg_bits"),
+    "bits.csv": ("layer", "kind", "parameters", "bits"),
+    "pareto.csv": ("budget", "avg_bits", "packed_mb", "group", "predicted", "measured", "accuracy"),
+    "curve.csv": ("epoch", "lr", "train_loss", "val_loss", "val_accuracy", "val_worst_group_accuracy"),
+}
+"""The tables by file name, and the columns the report cannot do without."""
 
 WIDTHS = {"assigned": "plots/bits", "final": "plots/quantize"}
 """Where the widths stand that the allocator chose, and those of the finished model."""
@@ -60,15 +76,15 @@ def read_inputs(params: Mapping[str, Any], root: str | Path = ".") -> ReportInpu
     layers = _both_widths(base, "layers.csv")
     return ReportInputs(
         params=params,
-        metrics={name: read_json(base / f"metrics/{name}.json") for name in STAGES},
-        data=read_json(base / "data/prepared/meta.json"),
-        model=read_json(base / "models/pretrained.json"),
+        metrics={name: _read_object(base / f"metrics/{name}.json", keys) for name, keys in METRICS.items()},
+        data=_read_object(base / "data/prepared/meta.json", ("source", "classes", "groups", "splits")),
+        model=_read_object(base / "models/pretrained.json", ("spec", "layers", "macs", "parameters")),
         layers=layers,
         distribution=_both_widths(base, "bit_distribution.csv"),
         reasons=_read_layers(base / WIDTHS["assigned"] / "bits.csv", layers["assigned"]),
         budget_curve=read_csv(base / WIDTHS["assigned"] / "pareto.csv"),
         curves={name: read_csv(base / f"plots/{name}/curve.csv") for name in ("pretrain", "quantize")},
-        logs={name: _read_text(base / f"plots/{name}/training.log") for name in ("pretrain", "quantize")},
+        logs={name: read_text(base / f"plots/{name}/training.log") for name in ("pretrain", "quantize")},
     )
 
 
@@ -93,14 +109,32 @@ def plain_params(config: Config) -> dict[str, Any]:
 
 
 def read_csv(path: Path) -> tuple[Row, ...]:
-    """Return the rows of a csv file by column name; no file, or a row of another length, raises ``ArtifactError``."""
-    rows = tuple(csv.DictReader(_read_text(path).splitlines()))
+    """Return the rows of a csv file by column name.
+
+    Raises:
+        ArtifactError: no file, no text, not the columns of a file of that name, or a row of another length.
+    """
+    reader = csv.DictReader(read_text(path).splitlines())
+    columns, expected = tuple(reader.fieldnames or ()), COLUMNS.get(path.name, ())
+    if not set(expected) <= set(columns):
+        got = ", ".join(columns) or "none"
+        raise ArtifactError(f"{path}: got the columns {got}; needed: {', '.join(expected)}; {anew(path)}")
+    rows = tuple(reader)
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             raise ArtifactError(
                 f"{path}: row {number}: got another number of fields than the header; allowed: the same"
             )
     return rows
+
+
+def _read_object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Read a JSON object that has ``keys``; another one raises ``ArtifactError``."""
+    value = read_json(path)
+    absent = [key for key in keys if key not in value]
+    if absent:
+        raise ArtifactError(f"{path}: got no {', '.join(absent)}; {anew(path)}")
+    return value
 
 
 def number(cell: str | None) -> float | None:
@@ -129,10 +163,3 @@ def _read_layers(path: Path, assigned: Sequence[Row], *, like: str = "layers.csv
             f"{', '.join(expected) or 'none'} (dvc repro)"
         )
     return rows
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: not found; run the stage that writes it (dvc repro)") from None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairquant.report.cells import percent
+from fairquant.report.details import shown_names
 from fairquant.report.tables import gap_label
 
 Cells = list[tuple[str, ...]]
@@ -30,7 +31,8 @@ def mitigation_tables(evaluate: Mapping[str, Any]) -> dict[str, Cells]:
 
 def _table(evaluate: Mapping[str, Any], found: Mapping[str, Any]) -> Cells:
     rows: Cells = [HEADER]
-    for group, plain in evaluate["group"].items():
+    for group in shown_names(evaluate, evaluate["group"]):
+        plain = evaluate["group"][group]
         accuracies = {when: found[when]["group"][group]["accuracy"] for when in ("before", "after")}
         rows.append((group, *_cells(plain, accuracies)))
     for label, key in (("overall", "overall"), ("worst group", "worst_group")):

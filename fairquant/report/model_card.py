@@ -21,10 +21,12 @@ from fairquant.report.model_card_results import (
     harm_sentences,
     rate_table,
 )
+from fairquant.report.shown import rule, some
 from fairquant.report.tables import gap_table, group_rows, table_notes, worst
 
 OWNER = "*To be filled in by the model's owner:* "
 """In front of what a run cannot know."""
+IMAGES, DESCRIPTION = "number of training images", "data/prepared/meta.json"
 SOURCE = (
     "Headings after Mitchell et al. 2019, “Model Cards for Model Reporting” "
     "([arXiv 1810.03993](https://arxiv.org/abs/1810.03993)). Written by the pipeline from the results of one run."
@@ -65,7 +67,7 @@ def _bullets(sentences: list[str]) -> str:
 def _intended_use(inputs: ReportInputs) -> list[str]:
     classes, name = inputs.data["classes"], inputs.data["source"]
     known = [
-        f"Made to tell apart {len(classes)} classes ({', '.join(classes)}) in images like those of {name}, prepared in "
+        f"Made to tell apart {len(classes)} classes ({some(classes)}) in images like those of {name}, prepared in "
         "the same way, in the place of the full-precision classifier where size or speed matter.",
         "Not made for images of anything else: every image is given one of these classes, there is no “none of these”.",
         "Not made to tell which group an image belongs to. Group labels are no input of the model.",
@@ -107,7 +109,9 @@ def _data(inputs: ReportInputs) -> list[str]:
         "## Evaluation data",
         _bullets(choice_of_samples(inputs)),
         as_markdown(by_group),
+        rule(len(inputs.data["groups"]), "groups", IMAGES, DESCRIPTION),
         as_markdown(by_class),
+        rule(len(inputs.data["classes"]), "classes", IMAGES, DESCRIPTION),
         "## Training data",
         _bullets(source(inputs)),
         f"{OWNER}who took the images, of whom, with what consent and under which licence; how labels and groups were "
@@ -137,6 +141,7 @@ def _analyses(inputs: ReportInputs) -> list[str]:
         parts += ["### Errors and calibration of the quantized model", meaning, as_markdown(rates)]
     if classes:
         parts += ["### Per class", as_markdown(classes)]
+        parts.append(rule(len(inputs.data["classes"]), "classes", "accuracy after compression", "classes.csv"))
     parts += ["### Size and speed", escape(SIZES), as_markdown(size_cells(export))]
     parts += [part for part in times(export) if not part.startswith("#")]
     return parts + (["### Gates", "In the units of params.yaml.", as_markdown(gates)] if gates else [])

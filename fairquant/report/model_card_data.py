@@ -9,6 +9,7 @@ from fairquant import plugins
 from fairquant.report.classic import text
 from fairquant.report.details import Cells
 from fairquant.report.inputs import ReportInputs
+from fairquant.report.shown import extremes, some
 
 SPLITS = ("train", "val", "test")
 MEANINGS = {
@@ -25,9 +26,9 @@ def group_factors(inputs: ReportInputs) -> list[str]:
     """Return by what people or images were told apart, a sentence each."""
     data, settings = inputs.data, inputs.params["evaluate"]
     names = data["groups"]
-    sentences = [f"Groups, by {' × '.join(data['group_columns'])}: {', '.join(names)} ({len(names)})."]
+    sentences = [f"Groups, by {' × '.join(data['group_columns'])}: {some(names)} ({len(names)})."]
     if data["merged_groups"]:
-        sentences.append(f"Groups too small to stand alone, merged into “other”: {', '.join(data['merged_groups'])}.")
+        sentences.append(f"Groups too small to stand alone, merged into “other”: {some(data['merged_groups'])}.")
     audited = list(inputs.metrics["evaluate"].get("audit", {}))
     if audited:
         sentences.append(f"Further groupings, reported in report.md: {', '.join(audited)}.")
@@ -76,7 +77,7 @@ def source(inputs: ReportInputs) -> list[str]:
 
 
 def sample_tables(inputs: ReportInputs) -> tuple[Cells, Cells]:
-    """Return the cells of the images per split, by group and by class."""
+    """Return the cells of the images per split, by group and by class; of many those with fewest and most."""
     return _counts("group", inputs.data["splits"]), _counts("class", inputs.data["class_counts"])
 
 
@@ -86,5 +87,5 @@ def _counts(head: str, counts: Mapping[str, Mapping[str, Any]]) -> Cells:
     >>> _counts("group", {"train": {"a": 2}, "val": {"a": 1}, "test": {"a": 0}})
     [('group', 'train', 'val', 'test'), ('a', '2', '1', '0'), ('all', '2', '1', '0')]
     """
-    rows = [(name, *(str(counts[split][name]) for split in SPLITS)) for name in counts["train"]]
+    rows = [(name, *(str(counts[split][name]) for split in SPLITS)) for name in extremes(counts["train"])]
     return [(head, *SPLITS), *rows, ("all", *(str(sum(counts[split].values())) for split in SPLITS))]

@@ -11,6 +11,7 @@ from fairquant.report.classic import text
 from fairquant.report.details import plain
 from fairquant.report.export_tables import FILES, form_line
 from fairquant.report.inputs import ReportInputs
+from fairquant.report.shown import some
 
 PATHS = {"packed_mb": "packed.safetensors", "onnx_mb": "model.onnx", "tensorrt_mb": "tensorrt.onnx"}
 """File names in models/export by key of ``size`` in metrics/export.json."""
@@ -28,7 +29,7 @@ def details(inputs: ReportInputs) -> list[str]:
         f"{sum(inputs.model['macs'].values()):,} multiply-accumulates per image.",
         f"Input: {side} × {side} pixels, {RULE}; then (x − 255·mean) / (255·std) of x in 0…255 with mean {mean} and "
         f"std {std} per channel.",
-        f"Output: one logit for each of {len(spec['classes'])} classes: {', '.join(spec['classes'])}.",
+        f"Output: one logit for each of {len(spec['classes'])} classes: {some(spec['classes'])}.",
         f"Weights: {average['by_parameter']:.2f} bits on average over weights, {average['by_channel']:.2f} over output "
         f"channels; {_widths(inputs.metrics['quantize']['share'])}. {_how(inputs.params)}",
         f"Form of the ONNX file: {form_line(inputs.metrics['export']) or 'none was exported.'}",

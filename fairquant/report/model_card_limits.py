@@ -7,6 +7,7 @@ from typing import Any
 
 from fairquant.report.cells import percent
 from fairquant.report.inputs import ReportInputs
+from fairquant.report.shown import some
 from fairquant.report.tables import group_rows
 
 SMALL = 100
@@ -35,13 +36,13 @@ def group_sizes(evaluate: Mapping[str, Any], confidence: float) -> list[str]:
     empty = [row.name for row in rows if not row.n]
     sentences = []
     if small:
-        named = "; ".join(f"{name} ({widths[name][1]})" for name in small)
+        named = some([f"{name} ({widths[name][1]})" for name in small], "; ")
         sentences.append(f"Small groups, of fewer than {SMALL} test images, whose accuracy is uncertain: {named}.")
     elif widths:
         name = max(widths, key=lambda group: widths[group][0])
         sentences.append(f"The group whose accuracy is least certain: {name} ({widths[name][1]}).")
     if empty:
-        sentences.append(f"Groups without test images, of which nothing is known: {', '.join(empty)}.")
+        sentences.append(f"Groups without test images, of which nothing is known: {some(empty)}.")
     return sentences
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairquant.report.cells import percent, points, probability, with_interval, without_empty_columns
-from fairquant.report.details import Cells
+from fairquant.report.details import Cells, shown_names
 from fairquant.report.export_tables import runtime_name
 from fairquant.report.inputs import ReportInputs
-from fairquant.report.tables import group_rows, group_table
+from fairquant.report.shown import extremes, some
+from fairquant.report.tables import group_table
 
 RATES = {"selection_rate": "selected", "tpr": "TPR", "fpr": "FPR"}
 SCORES = {"auc": "AUC", "ece": "ECE"}
@@ -32,7 +33,7 @@ def card_group_table(evaluate: Mapping[str, Any], export: Mapping[str, Any]) -> 
     }
     header = [names.get(head[place], head[place]) for place in shown] + [f"{runtime_name(name)} %" for name in parity]
     cells: Cells = [(*header, *(head[place] for place in tested))]
-    groups = [row.name for row in group_rows(evaluate)]
+    groups = shown_names(evaluate, evaluate["group"])
     for number, row in enumerate(rows):
         group = groups[number] if number < len(groups) else None
         values = [percent(_runtime(found, row[0], group)) for found in parity.values()]
@@ -55,11 +56,12 @@ def harm_sentences(evaluate: Mapping[str, Any], significance: float) -> list[str
     harm = evaluate.get("harm", {})
     if not harm:
         return ["Whether the compression harmed a group was not tested."]
-    harmed = [name for name, values in harm.items() if values["harmed"]]
+    harmed = [(name, values) for name, values in harm.items() if values["harmed"]]
     test = f"McNemar's exact test on the same images, Holm-corrected over {len(harm)} groups"
     if harmed:
-        which = "; ".join(
-            f"{name} ({points(harm[name]['change'])} points, p {probability(harm[name]['p_holm'])})" for name in harmed
+        which = some(
+            [f"{name} ({points(found['change'])} points, p {probability(found['p_holm'])})" for name, found in harmed],
+            "; ",
         )
         return [f"Significantly harmed by the compression at α = {significance:g} ({test}): {which}."]
     sentences = [f"No group is significantly harmed by the compression at α = {significance:g} ({test})."]
@@ -101,7 +103,9 @@ def gap_sentences(evaluate: Mapping[str, Any]) -> list[str]:
 def rate_table(evaluate: Mapping[str, Any]) -> Cells:
     """Return the cells of the quantized model's rates and scores per group; columns that are nowhere known left out."""
     rows: Cells = [("group", "n", *(f"{name} %" for name in RATES.values()), *SCORES.values())]
-    for group, values in evaluate.get("quantized", {}).get("group", {}).items():
+    found = evaluate.get("quantized", {}).get("group", {})
+    for group in shown_names(evaluate, found):
+        values = found[group]
         rates = [percent(values[key]) if key in values else "" for key in RATES]
         scores = [_score(values[key]) if key in values else "" for key in SCORES]
         rows.append((group, str(values["n"]), *rates, *scores))
@@ -113,12 +117,12 @@ def _score(value: float | None) -> str:
 
 
 def class_table(inputs: ReportInputs) -> Cells:
-    """Return the cells of accuracy per true class; nothing where it was not measured."""
+    """Return the cells of accuracy per true class, of many the extremes; nothing where it was not measured."""
     before = inputs.metrics["baseline"].get("test", {}).get("class", {})
     after = inputs.metrics["evaluate"].get("quantized", {}).get("class", {})
+    known = {name: values["accuracy"] for name, values in after.items() if name in before}
     rows = [
-        (name, str(values["n"]), percent(before[name]["accuracy"]), percent(values["accuracy"]))
-        for name, values in after.items()
-        if name in before
+        (name, str(after[name]["n"]), percent(before[name]["accuracy"]), percent(known[name]))
+        for name in extremes(known)
     ]
     return [("class", "n", "full precision %", "quantized %"), *rows] if rows else []

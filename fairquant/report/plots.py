@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairquant.report.inputs import ReportInputs, Row
-from fairquant.report.tables import GroupRow, gap_label, group_rows, worst
+from fairquant.report.tables import GroupRow, gap_label, group_rows, shown_rows, worst
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,10 +66,11 @@ def new_figure(width: float, height: float) -> Figure:
 def accuracy_by_group(evaluate: Mapping[str, Any]) -> Figure:
     """Draw a dumbbell per group, accuracy in percent before and after, and their intervals as thin bars.
 
-    The worst group after and groups harmed by the compression are named as such.
+    The worst group after and groups harmed by the compression are named as such. Of many groups those of the table
+    (``tables.shown_rule``), and a line says so.
     """
-    rows = group_rows(evaluate)
-    lowest = worst(rows, "after")
+    every = group_rows(evaluate)
+    rows, lowest = shown_rows(every), worst(every, "after")
     intervals = evaluate.get("interval", {}).get("group", {})
     figure = new_figure(7.5, 1.7 + (0.46 if intervals else 0.36) * len(rows))
     axes = figure.add_subplot()
@@ -88,7 +89,8 @@ def accuracy_by_group(evaluate: Mapping[str, Any]) -> Figure:
                      label=f"overall, {label}")  # fmt: skip
     axes.set_yticks(range(len(rows)), labels=[_group_label(row, lowest) for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel("test accuracy (%)" + ("\nthin bars: bootstrap intervals" if intervals else ""))
+    less = f"\n{len(rows)} of {len(every)} groups: lowest, highest, most fallen" if len(rows) < len(every) else ""
+    axes.set_xlabel("test accuracy (%)" + ("\nthin bars: bootstrap intervals" if intervals else "") + less)
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)
     _legend_above(figure, axes)

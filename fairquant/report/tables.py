@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairquant.report.cells import percent, points, probability, with_interval, without_empty_columns
+from fairquant.report.shown import MOST
 
 ACCURACY_GAPS = {"avg_minus_worst": "accuracy gap, mean − worst", "max_minus_min": "accuracy gap, max − min"}
 """The gaps that stand in the group table, and how they are called."""
@@ -58,6 +59,41 @@ def group_rows(evaluate: Mapping[str, Any]) -> list[GroupRow]:
     ]
 
 
+FALLEN = HIGHEST = 10
+"""Of more than ``MOST`` groups so many that fell most, and of highest accuracy; the rest has the lowest."""
+
+
+def shown_rows(rows: Sequence[GroupRow]) -> list[GroupRow]:
+    """Return the groups of tables and plots: all in their order, or of more than ``MOST`` those of ``shown_rule``.
+
+    These stand lowest accuracy first. Groups that do not count, or have no samples, are only shown among few.
+    """
+    if len(rows) <= MOST:
+        return list(rows)
+    counted = {row.name: row for row in rows if row.counted and row.after is not None}
+    ranked = sorted(counted.values(), key=lambda row: row.after or 0.0)
+    chosen = {name for when in ("before", "after") if (name := worst(rows, when)) is not None}
+    for order, count in (
+        (sorted(ranked, key=lambda row: row.change or 0.0), FALLEN),
+        (ranked[::-1], HIGHEST),
+        (ranked, MOST),
+    ):
+        others = [row.name for row in order if row.name not in chosen]
+        chosen |= set(others[: min(count, MOST - len(chosen))])
+    return [row for row in ranked if row.name in chosen]
+
+
+def shown_rule(total: int, where: str = "groups.csv and metrics/evaluate.json hold") -> str:
+    """Return in one sentence which of ``total`` groups are shown; nothing where all are."""
+    if total <= MOST:
+        return ""
+    lowest = MOST - FALLEN - HIGHEST
+    return (
+        f"Of {total} groups these are the {FALLEN} that fell most, the {HIGHEST} of highest accuracy after compression "
+        f"and about {lowest} of lowest, lowest first; {where} all."
+    )
+
+
 def worst(rows: Sequence[GroupRow], when: str) -> str | None:
     """Return the name of the counted group with the lowest accuracy ``when`` = before | after; the first of equals.
 
@@ -71,9 +107,11 @@ def worst(rows: Sequence[GroupRow], when: str) -> str | None:
 def group_table(evaluate: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the cells of the group table: header, groups (the worst marked), overall, worst group, accuracy gaps.
 
-    Columns in which nothing stands (flips, p, harm where they were not measured) are left out.
+    Of many groups those of ``shown_rule``. Columns in which nothing stands (flips, p, harm where they were not
+    measured) are left out.
     """
-    rows = group_rows(evaluate)
+    every = group_rows(evaluate)
+    rows = shown_rows(every)
     interval = evaluate.get("interval", {})
     cells: list[tuple[str, ...]] = [HEADER]
     for row, label in zip(rows, labels(rows), strict=True):
@@ -82,7 +120,7 @@ def group_table(evaluate: Mapping[str, Any]) -> list[tuple[str, ...]]:
         flips = "" if row.flips is None else str(row.flips)
         cells.append((label, str(row.n), *triple(values, interval.get("group", {}).get(row.name)), flips, *tested))
     if "overall" in evaluate:
-        total = str(sum(row.n for row in rows))
+        total = str(sum(row.n for row in every))
         flips = str(evaluate["flips"]["count"]) if "flips" in evaluate else ""
         cells.append(("overall", total, *triple(evaluate["overall"], interval.get("overall")), flips))
     cells.append(("worst group", "", *triple(evaluate["worst_group"], interval.get("worst_group"))))
@@ -128,7 +166,7 @@ def labels(rows: Sequence[GroupRow]) -> list[str]:
 
 def table_notes(evaluate: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each kind of number in the group table; ``settings`` is the section evaluate."""
-    notes = []
+    notes = [line for line in [shown_rule(len(evaluate["group"]))] if line]
     if evaluate.get("interval"):
         bootstrap = settings["bootstrap"]
         notes.append(

@@ -16,6 +16,7 @@ from fairquant.report.cells import percent, without_empty_columns
 from fairquant.report.classic import text
 from fairquant.report.details import Cells, plain
 from fairquant.report.inputs import ReportInputs, Row, number
+from fairquant.report.shown import MOST
 
 CHOSEN = "chosen"
 """The budget in plots/bits/pareto.csv under which the allocation itself stands."""
@@ -108,13 +109,14 @@ def weights_of(inputs: ReportInputs, groups: Sequence[str]) -> dict[str, float]:
 def group_losses(inputs: ReportInputs) -> Cells:
     """Return the cells of what the choice costs each group: predicted, its weight, and measured; nothing without.
 
-    Measured is on the validation split, columns are left out where nothing was.
+    Measured is on the validation split, columns are left out where nothing was. Of many groups the heaviest.
     """
     rows = [row for row in inputs.budget_curve if row["budget"] == CHOSEN]
     if not rows:
         return []
     names = [row["group"] for row in rows]
     weights, before = weights_of(inputs, names), reference_accuracy(inputs, names)
+    rows = sorted(rows, key=lambda row: -weights[row["group"]])[:MOST] if len(rows) > MOST else rows
     cells: Cells = [
         ("group", "weight", "predicted loss", "measured increase", "full precision, accuracy %", "accuracy %")
     ]

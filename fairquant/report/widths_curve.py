@@ -22,6 +22,8 @@ COLOURS = (
     "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MOST_LINES = 12
+"""Of more groups than can be told apart those of the largest weight are drawn, then of the largest predicted loss."""
 GRID = "#e5e5e5"
 LOSSES = ("predicted", "measured")
 
@@ -47,7 +49,8 @@ def budget_curve(
     """
     if len({row["budget"] for row in rows} - {CHOSEN}) < 2:
         return None
-    looks = _looks(list(dict.fromkeys(row["group"] for row in rows)), weights)
+    looks = _looks(_drawn(rows, weights), weights)
+    rows = [row for row in rows if row["group"] in looks]
     measured = any(number(row["accuracy"]) is not None for row in rows)
     falls = any((v := number(row[column])) is not None and v <= 0 for row in rows for column in LOSSES)
     heights = {"loss": 4.2} | ({"fall": 0.3 + 0.11 * len(looks)} if falls else {})
@@ -68,6 +71,16 @@ def budget_curve(
     _bits_axis([*panels.values()], rows)
     _key(figure, looks, weights, measured=measured, full=measured and any(v is not None for v in reference.values()))
     return figure
+
+
+def _drawn(rows: Sequence[Row], weights: Mapping[str, float]) -> list[str]:
+    """Return the groups to draw, in their order."""
+    largest = {row["group"]: 0.0 for row in rows}
+    for row in rows:
+        largest[row["group"]] = max(largest[row["group"]], number(row["predicted"]) or 0.0)
+    ranked = sorted(largest, key=lambda group: (-weights[group], -largest[group]))
+    chosen = set(ranked[:MOST_LINES])
+    return [group for group in largest if group in chosen]
 
 
 def _looks(groups: Sequence[str], weights: Mapping[str, float]) -> dict[str, Look]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from fairquant.report.inputs import ReportInputs, Row
 from fairquant.report.plots import OTHER, new_figure, save_figures, short
+from fairquant.report.shown import MOST
 from fairquant.report.widths import importance_shares, reference_accuracy, weights_of
-from fairquant.report.widths_curve import budget_curve
+from fairquant.report.widths_curve import MOST_LINES, budget_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,15 +31,19 @@ def write_width_plots(inputs: ReportInputs, folder: Path) -> dict[str, str]:
     groups = list(dict.fromkeys(row["group"] for row in inputs.budget_curve))
     curve = budget_curve(inputs.budget_curve, weights_of(inputs, groups), reference_accuracy(inputs, groups))
     by = inputs.params["importance"]["by"]
+    few, many = (f"; {shown}" if len(groups) > limit else "" for limit, shown in (
+        (MOST_LINES, f"the {MOST_LINES} of largest weight, then loss, of {len(groups)}"),
+        (MOST, f"the {MOST} that differ most from the mean, of {len(groups)}"),
+    ))  # fmt: skip
     return save_figures(
         {
             "bit_budget_curve.png": (
                 curve,
-                f"What other budgets would cost each {by} on the validation split, before any fine-tuning",
+                f"What other budgets would cost each {by} on the validation split, before any fine-tuning{few}",
             ),
             "layer_sensitivity.png": (
                 layer_sensitivity(inputs.reasons),
-                f"Each layer's share of the importance of all weights to each {by}",
+                f"Each layer's share of the importance of all weights to each {by}{many}",
             ),
         },
         folder,
@@ -49,20 +54,22 @@ def layer_sensitivity(reasons: Sequence[Row]) -> Figure:
     """Draw layers × groups: the share of a group's importance, and how that differs from the groups' mean.
 
     The first layer is on top; the mean width assigned stands to the right. One group differs from no other: then the
-    second map is left out.
+    second map is left out. Of many groups those of ``most_different``; the mean is over all.
     """
     groups, shares = importance_shares(reasons)
+    ratios, columns = share_ratios(shares), most_different(shares)
+    groups = [groups[g] for g in columns]
+    shares = [[row[g] for g in columns] for row in shares]
+    ratios = [[row[g] for g in columns] for row in ratios]
     both = len(groups) > 1
-    side = max(1.6, 0.3 * min(len(groups), 60))
+    side = max(1.6, 0.3 * len(groups))
     figure = new_figure(3.9 + side * (2 if both else 1) + (0.9 if both else 0), 2.3 + 0.19 * len(reasons))
     panels: list[Axes] = list(figure.subplots(1, 2 if both else 1, sharey=True, squeeze=False).flat)
     _share_map(figure, panels[0], shares)
     if both:
-        _difference_map(figure, panels[1], shares)
-    step = -(-len(groups) // 60)
+        _difference_map(figure, panels[1], ratios)
     for axes in panels:
-        places = range(0, len(groups), step)
-        axes.set_xticks(places, labels=[short(groups[g], 26) for g in places], rotation=90, fontsize=7)
+        axes.set_xticks(range(len(groups)), labels=[short(group, 26) for group in groups], rotation=90, fontsize=7)
         axes.tick_params(length=0)
     panels[0].set_yticks(range(len(reasons)), labels=[short(row["layer"], 38) for row in reasons], fontsize=7)
     right = panels[-1]
@@ -90,9 +97,8 @@ def _share_map(figure: Figure, axes: Axes, shares: Sequence[Sequence[float | Non
     bar.ax.tick_params(labelsize=7)
 
 
-def _difference_map(figure: Figure, axes: Axes, shares: Sequence[Sequence[float | None]]) -> None:
+def _difference_map(figure: Figure, axes: Axes, ratios: Sequence[Sequence[float]]) -> None:
     """Draw each share against the mean over groups of the layer's shares, as log2 of their ratio."""
-    ratios = share_ratios(shares)
     ends = max([abs(ratio) for row in ratios for ratio in row if math.isfinite(ratio)], default=0.0)
     ends = min(max(ends, NARROWEST), WIDEST)
     image = axes.imshow(ratios, aspect="auto", cmap="PuOr_r", vmin=-ends, vmax=ends)
@@ -102,6 +108,21 @@ def _difference_map(figure: Figure, axes: Axes, shares: Sequence[Sequence[float 
     )
     bar.set_ticks([-ends, 0, ends], labels=[f"{2**-ends:.2g}×", "1×", f"{2**ends:.2g}×"])
     bar.ax.tick_params(labelsize=7)
+
+
+def most_different(shares: Sequence[Sequence[float | None]]) -> list[int]:
+    """Return the groups to draw: all, or of more than ``MOST`` those whose shares differ most from the groups' mean.
+
+    The difference is summed over the layers; groups stay in their order.
+    """
+    count = len(shares[0])
+    if count <= MOST:
+        return list(range(count))
+    distance = [0.0] * count
+    for row in shares:
+        mean = sum(share or 0.0 for share in row) / count
+        distance = [total + abs((share or 0.0) - mean) for total, share in zip(distance, row, strict=True)]
+    return sorted(sorted(range(count), key=lambda group: -distance[group])[:MOST])
 
 
 def share_ratios(shares: Sequence[Sequence[float | None]]) -> list[list[float]]:

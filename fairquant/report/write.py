@@ -8,6 +8,7 @@ from pathlib import Path
 from fairquant.artifacts import atomic_path
 from fairquant.report.cells import as_lines, as_markdown, as_text, escape
 from fairquant.report.classic import classic_files, flatten, text
+from fairquant.report.complete import classes_csv, groups_csv
 from fairquant.report.details import audit_tables, changed_widths, gate_table, harmed_line, loss_table, width_table
 from fairquant.report.export_section import export_latex, exported
 from fairquant.report.inputs import ReportInputs
@@ -16,13 +17,14 @@ from fairquant.report.mitigation import MEANING, mitigation_tables
 from fairquant.report.model_card import model_card
 from fairquant.report.page import as_page
 from fairquant.report.plots import write_plots
-from fairquant.report.tables import gap_table, group_table, table_notes
+from fairquant.report.shown import MOST
+from fairquant.report.tables import gap_table, group_table, shown_rule, table_notes
 from fairquant.report.widths import choice, costly_layers, group_losses
 from fairquant.report.widths_plots import write_width_plots
 
 HEADLINES = ("seed", "reducer", "importance_metric", "allocator", "granularity", "quant_mode", "precision", "debug")
 """The scalars people sweep; the report names them first."""
-OTHER_FILES = ("group_table.tex", "export_table.tex", "model_card.md")
+OTHER_FILES = ("groups.csv", "classes.csv", "group_table.tex", "export_table.tex", "model_card.md")
 
 
 def write_report(inputs: ReportInputs, folder: str | Path = "report") -> None:
@@ -34,6 +36,8 @@ def write_report(inputs: ReportInputs, folder: str | Path = "report") -> None:
             **classic_files(inputs),
             "report.md": report_page(inputs, plots, width_plots),
             "model_card.md": model_card(inputs),
+            "groups.csv": groups_csv(inputs.metrics["evaluate"]),
+            "classes.csv": classes_csv(inputs.metrics),
             "group_table.txt": group_text(inputs),
             "group_table.md": group_markdown(inputs),
             "group_table.tex": group_latex(inputs),
@@ -148,6 +152,7 @@ def _gaps(inputs: ReportInputs) -> list[str]:
         parts += ["## Excessive loss", meaning, as_markdown(losses)]
     for name, cells in audit_tables(evaluate).items():
         parts += [f"## Groups by {escape(name)}", as_markdown(cells)]
+        parts.append(shown_rule(len(evaluate["audit"][name]["group"]), "metrics/evaluate.json holds"))
     return parts
 
 
@@ -171,6 +176,9 @@ def _widths(inputs: ReportInputs, plots: Mapping[str, str]) -> list[str]:
             f"{by}'s loss, 0 where it does not bind. Measured on the validation split, before any fine-tuning."
         )
         parts.append(as_markdown(groups))
+        total = len(inputs.metrics["bits"]["predicted"]["weight"])
+        if total > MOST:
+            parts.append(f"The {MOST} of the largest weight; plots/bits/pareto.csv holds all {total}.")
     if layers:
         parts.append(
             "The layers with the largest predicted losses of the choice, each the sum of the losses by weight; share: "

@@ -20,6 +20,7 @@ from fairquant.devices import autocast
 from fairquant.quantize.activate import activation_quantizers, forget_ranges, keep_points
 from fairquant.quantize.activation import ActivationQuantizer
 from fairquant.train.calibration_images import calibration_rows
+from fairquant.train.processes import same_everywhere
 
 LOG = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def calibrate(
         groups_accuracy: the full-precision model's accuracy per group on the validation split (NaN where a group has no
             images there), for ``sampling: worst_group``.
 
+    All processes calibrate alike, on all images, and take over the first one's ranges.
+
     What observers saw before is forgotten. Points in front of layers that no image passes through are taken away and
     named in a warning. Dynamic quantizers have no range to find: one batch tells which points are used. Raises
     ``UserError`` as ``calibration_rows`` does, and where activations are not finite.
@@ -70,6 +73,7 @@ def calibrate(
         LOG.warning("activations: no image passes through %s; left floating", ", ".join(silent))
     for name, quantizer in activation_quantizers(model).items():
         quantizer.settle(point=name)
+    same_everywhere(model)
     return rows
 
 

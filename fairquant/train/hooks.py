@@ -17,6 +17,9 @@ class Hooks:
     def epoch_start(self, epoch: int) -> None:
         """Act before the first step of ``epoch`` (from 1)."""
 
+    def before_step(self, step: int) -> None:
+        """Act between backward and optimizer step ``step``; ``grad`` is that of the whole batch, on every process."""
+
     def after_step(self, step: int) -> None:
         """Act after optimizer step ``step`` (from 1, counted over all epochs); gradients are still there."""
 

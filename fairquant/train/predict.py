@@ -1,16 +1,22 @@
-"""Run a model over splits of the store, in order, without augmentation."""
+"""Run a model over splits of the store, in order, without augmentation.
+
+Several processes share the batches, whole, so that every forward pass is one that a single process makes: the same
+logits, bit for bit, of every sample once, in every process.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fairquant.data.batches import iterate
+from fairquant.data.batches import iterate, n_batches
 from fairquant.data.store import Store
 from fairquant.devices import autocast
+from fairquant.parallel.collectives import from_first, gather_rows, share, world_size
 from fairquant.predictions import Predictions, SplitPredictions
 
 
@@ -21,7 +27,7 @@ def predict(
     """Return the model's logits on ``split`` in eval mode; the model's own mode is left as it was.
 
     Args:
-        model: classifier (B, 3, H, W) -> (B, C), already on ``device``.
+        model: classifier (B, 3, H, W) -> (B, C), already on ``device``; the same in every process.
         store: the prepared data.
         split: train | val | test.
         batch_size: samples per forward; in fp32 on the CPU it changes logits by rounding at most.
@@ -29,22 +35,41 @@ def predict(
         precision: fp32, or bf16 for autocast; logits are float32 either way.
     """
     indices = store.indices(split)
+    mine = share(n_batches(len(indices), batch_size))
     was_training = model.training
     model.eval()
     logits = []
     try:
-        for batch in iterate(store, indices, batch_size=batch_size, device=device):
+        for batch in iterate(store, indices, batch_size=batch_size, device=device, numbers=mine):
             with autocast(device, precision):
                 output = model(batch.images)
             logits.append(output.float())
     finally:
         model.train(was_training)
-    stacked = torch.cat(logits).cpu().numpy() if logits else np.zeros((0, len(store.classes)), np.float32)
-    return SplitPredictions(stacked, store.labels[indices], store.groups[indices], indices)
+    classes = from_first(logits[0].shape[1] if logits else len(store.classes))  # the first has a batch if any has
+    stacked = torch.cat(logits) if logits else torch.zeros((0, classes), device=device)
+    return SplitPredictions(
+        _of_all(stacked, len(indices), batch_size), store.labels[indices], store.groups[indices], indices
+    )
+
+
+def _of_all(mine: Tensor, count: int, batch_size: int) -> npt.NDArray[np.float32]:
+    """Return the rows of all processes, (count, C), in the order of the split."""
+    owner = np.arange(count) // batch_size % world_size()
+    gathered = gather_rows(mine, np.bincount(owner, minlength=world_size()).tolist()).cpu().numpy()
+    ordered = np.empty_like(gathered)
+    ordered[np.argsort(owner, kind="stable")] = gathered
+    return ordered
 
 
 def predict_splits(
-    model: nn.Module, store: Store, splits: Sequence[str], *, batch_size: int, device: torch.device, precision: str
+    model: nn.Module,
+    store: Store,
+    splits: Sequence[str] = ("val", "test"),
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
 ) -> Predictions:
     """Move ``model`` to ``device`` and predict each of ``splits``; arguments as for ``predict``."""
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

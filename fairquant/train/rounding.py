@@ -13,6 +13,7 @@ from fairquant.config.schema import QuantizeSection
 from fairquant.data.store import Store
 from fairquant.quantize.attach import quantize_model
 from fairquant.train.correction import correct
+from fairquant.train.processes import same_everywhere
 
 
 def round_model(
@@ -30,7 +31,9 @@ def round_model(
     Grids are of ``section.weight_scheme``, whatever ``bits`` says. Step sizes that came with the widths are used as
     they are, others measured by ``section.scale``; where ``bits`` asks for codebooks, weights are clustered instead.
     Where ``section.correction_images`` asks for it, and some weight is rounded, batch norm and biases are corrected.
-    The model ends in evaluation mode. Raises ``ArtifactError`` for widths of another model.
+    The model ends in evaluation mode, the same in every process: all round it, and take over the first one's.
+
+    Raises ``ArtifactError`` for widths of another model.
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     samples = section.correction_images if bits.widths() != (32,) else 0
@@ -44,3 +47,4 @@ def round_model(
     model.eval()
     if reference is not None:
         correct(model, reference, store, samples=samples, device=device, precision=precision, seed=seed)
+    same_everywhere(model)

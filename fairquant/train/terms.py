@@ -5,11 +5,15 @@ Objective of a batch: CE(logits, labels; class weights) + Σ_i weight_i · term_
 A term may keep a state (a few tensors that it updates in place, without a graph) and may ask for the logits of a
 teacher, the full-precision model. The teacher sees the images the student sees, augmented alike, in evaluation mode
 and under the same autocast; it runs only where a term asks for it.
+
+Several processes compute the logits of a batch in parts and exchange them: each then has the whole batch's, and the
+loss, and what the terms remember, are one process's. Gradients of parameters are to be averaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -22,6 +26,8 @@ from fairquant.config import Section
 from fairquant.data.batches import Batch
 from fairquant.devices import autocast
 from fairquant.errors import UserError
+from fairquant.parallel.collectives import gather_rows, slices
+from fairquant.parallel.no_rows import NoRows
 
 State = dict[str, Tensor]
 """What a term remembers from step to step: named tensors on the training device."""
@@ -162,12 +168,18 @@ class Objective:
             found |= {f"term {number}: {name}": tensor for name, tensor in term.state.items()}
         return found
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss of ``batch`` under ``model``, a scalar with its graph; the terms' states move on."""
-        teacher = self._teach(batch.images)
-        with autocast(self.device, self.precision):
-            logits = model(batch.images)
-        logits = logits.float()
+    def __call__(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        """Return the loss of ``batch`` under ``model``, a scalar with its graph; the terms' states move on.
+
+        ``batch`` holds this process's part of the images, and the whole batch's labels and groups.
+        """
+        counts = [part.stop - part.start for part in slices(len(batch.labels))]
+        with nullcontext() if len(batch.images) else NoRows():
+            teacher = self._teach(batch.images)
+            with autocast(self.device, self.precision):
+                logits = model(batch.images)
+        teacher = None if teacher is None else gather_rows(teacher, counts)
+        logits = gather_rows(logits.float(), counts)
         loss = cross_entropy(logits, batch.labels, weight=self.class_weights)
         seen = LossBatch(logits, batch.labels, batch.groups, self.n_groups, teacher, self.class_weights)
         for term in self.terms:

@@ -25,7 +25,6 @@ shift, so that the average meets the target from below; the remaining steps fine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,9 +66,6 @@ class WidthControl(Hooks):
         self._counts = [len(width) for width in self.start.values()]
         self._shares = torch.cat([torch.full_like(w, self.sizes[n] / self.total) for n, w in self.start.items()])
         self._refresh(self._lined_up("b_logit"), self._lined_up("d_logit"))
-        if section.regularizer == "budget":
-            for name, quantizer in self.quantizers.items():
-                quantizer.b_logit.register_hook(partial(self._curvature, name))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def average(self) -> Tensor:
@@ -87,7 +83,6 @@ class WidthControl(Hooks):
         ]
         return self.section.bits_weight * torch.stack(distances).sum() / self.total
 
-    @torch.no_grad()
     def _curvature(self, name: str, gradient: Tensor) -> Tensor:
         """Return the gradient of a layer's width logits made of the scatter of z, with the price of a bit."""
         slope, rate = self._slope[name], self._rate[name]
@@ -104,6 +99,14 @@ class WidthControl(Hooks):
         """Return the logits with their own rate."""
         logits = [logit for q in self.quantizers.values() for logit in (q.b_logit, q.d_logit)]
         return [(logits, self.section.logit_lr)]
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        """Under a budget, put scatter and price in the place of the width logits' gradients."""
+        if self.section.regularizer == "budget":
+            for name, quantizer in self.quantizers.items():
+                if quantizer.b_logit.grad is not None:
+                    quantizer.b_logit.grad = self._curvature(name, quantizer.b_logit.grad)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -123,12 +126,9 @@ class WidthControl(Hooks):
         return torch.cat([getattr(quantizer, logit).detach() for quantizer in self.quantizers.values()])
 
     def _put_back(self, widths: Tensor, dead: Tensor) -> None:
-        parts = zip(
-            self.quantizers.values(), torch.split(widths, self._counts), torch.split(dead, self._counts), strict=True
-        )
-        for quantizer, width, zone in parts:
-            quantizer.b_logit.copy_(width)
-            quantizer.d_logit.copy_(zone)
+        logits: list[Tensor] = [q.b_logit for q in self.quantizers.values()]
+        logits += [q.d_logit for q in self.quantizers.values()]
+        torch._foreach_copy_(logits, [*torch.split(widths, self._counts), *torch.split(dead, self._counts)])
 
     def _refresh(self, widths: Tensor, dead: Tensor) -> None:
         """Keep slopes and rates of the logits for the next step's gradients."""

@@ -104,7 +104,18 @@ MISTAKES = {
     "allowed: ages in rising order, each in [1, 116]",
     "datasets: {celeba: {use_partition: 2}}": "datasets.celeba.use_partition: got 2; allowed: true | false",
     "datasets: {mnist: {path: x}}": "datasets.mnist.path: unknown key, got 'x'; allowed: ",
+    "parallel: {devices: 0}": "parallel.devices: got 0; allowed: a whole number in [1, 1024], or auto (every GPU of a "
+    "node; one process on the CPU)",
+    "parallel: {strategy: fsdp}": "parallel.strategy: got 'fsdp'; allowed: ddp | ddp_bf16",
     # impossible combinations
+    "{device: mps, parallel: {devices: 2, nodes: 3}}": "device: got 'mps' for 6 processes (parallel.devices x "
+    "parallel.nodes), which cannot exchange numbers there; allowed: auto | cpu | cuda",
+    "{parallel: {devices: 8}, pretrain: {batch_size: 7}}": "pretrain.batch_size: got 7 for 8 processes "
+    "(parallel.devices x parallel.nodes) with parallel.batch_norm global; allowed: at least 8, the rows of all "
+    "together",
+    "{parallel: {devices: 8, batch_norm: local}, quantize: {batch_size: 15}}": "quantize.batch_size: got 15 for 8 "
+    "processes (parallel.devices x parallel.nodes) with parallel.batch_norm local; allowed: at least 16, the rows of "
+    "all together",
     "assign: {levels: [0.5, 0.4, 0.2]}": "assign.levels: got [0.5, 0.4, 0.2], sum 1.1; allowed: shares that sum to 1",
     "assign: {bits: [2, 4]}": "assign.levels: got 3 levels for 2 bits ([0.2, 0.4, 0.4] for [2, 4]); "
     "allowed: one level per bit-width",

@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms import functional as vision
 
-from fairquant.data.augment import MAX_DEGREES, Draws, augment, draw
+from fairquant.data.augment import MAX_DEGREES, Draws, augment, draw, equalize
 
 
 def images(count=4, size=12, seed=0):
@@ -73,3 +74,44 @@ def test_a_policy_not_chosen_by_chance_changes_nothing():
     policy = torch.tensor([[0.0, 0.999, 0.999, 0.5, 0.5]]).repeat(4, 1)
     flipped = augment(pixels, "paper", Draws(draws().uniform, policy))
     assert torch.allclose(flipped, pixels.float(), atol=1e-2)
+
+
+def one_by_one(pixels, policies):
+    """Let torchvision's AutoAugment see each image alone, with our draws."""
+    from torchvision.transforms import AutoAugment
+
+    results = []
+    for image, row in zip(pixels, policies.tolist(), strict=True):
+        oracle = AutoAugment()
+        place, chances, signs = row[0], torch.tensor(row[1:3]), torch.tensor([value < 0.5 for value in row[3:]])
+        oracle.get_params = lambda count, found=(place, chances, signs): (int(found[0] * count), *found[1:])
+        results.append(oracle(image))
+    return torch.stack(results).float()
+
+
+@pytest.mark.parametrize("size", [1, 9, 32])
+def test_images_that_share_an_operation_come_out_as_they_do_alone(size):
+    pixels = images(count=200, size=size)
+    pixels[::7] = pixels[::7] // 64 * 64
+    drawn = Draws(draws(count=200).uniform, draw(200, torch.Generator().manual_seed(1)).policy)
+    moved = augment(pixels, "paper", Draws(drawn.uniform, torch.full((200, 5), 0.999)))  # no operation happens
+    assert torch.equal(augment(pixels, "paper", drawn), one_by_one(moved.to(torch.uint8), drawn.policy))
+
+
+@pytest.mark.parametrize("kind", ["noise", "dark", "few values", "flat", "one odd pixel"])
+def test_equalize_agrees_with_pillow(kind):
+    from PIL import Image, ImageOps
+
+    pixels = images(count=1, size=40, seed=2)[0]
+    if kind == "dark":
+        pixels = pixels // 8
+    elif kind == "few values":
+        pixels = pixels // 100 * 100
+    elif kind != "noise":
+        pixels = torch.full_like(pixels, 77)
+        if kind == "one odd pixel":
+            pixels[:, 3, 5] = 200
+    oracle = ImageOps.equalize(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
+    both = equalize(torch.stack([pixels, pixels.flip(0)]))
+    assert both[0].permute(1, 2, 0).numpy().tolist() == np.asarray(oracle).tolist()
+    assert torch.equal(both[1], both[0].flip(0)), "each channel alone"

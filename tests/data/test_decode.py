@@ -34,7 +34,7 @@ def test_resizing_is_antialiased_lanczos(tmp_path):
     ("pixels", "expected"),
     [
         (np.full((4, 4), 7, np.uint8), (7, 7, 7)),
-        (np.full((4, 4), 7 * 257, np.uint16), (7, 7, 7)),
+        (np.full((4, 4), 77 * 257, np.uint16), (77, 77, 77)),
         (np.full((4, 4), 65535, np.uint16), (255, 255, 255)),
         (np.full((4, 4), 200, np.uint16), (200, 200, 200)),
         (np.full((4, 4, 4), (1, 2, 3, 255), np.uint8), (1, 2, 3)),

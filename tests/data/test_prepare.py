@@ -263,7 +263,7 @@ def test_debug_keeps_every_group_and_class_of_each_split(tmp_path):
 
 def test_a_class_without_training_samples_is_told(tmp_path, manifest, folder_config, caplog):
     prepare(folder_config(manifest(40), {"class_names": ["a", "b", "c"]}), tmp_path / "prepared")
-    assert "the class 'c' has no training sample" in caplog.text
+    assert "1 of 3 classes have no training sample: c" in caplog.text
 
 
 def test_what_prepare_wrote_opens_as_a_store(tmp_path, manifest, folder_config):

@@ -48,8 +48,14 @@ def test_an_absent_file_names_the_way_out(folder, name):
         ("samples.csv", b"id,label,group,split\ns,0,0,train\n", "got 20 images for 1 samples"),
         ("samples.csv", b"id,label,group,split\n" + b"s,2,0,train\n" * 20, r"do not match \(code 2 for 2 names\)"),
         ("samples.csv", b"id,label,group,split\n" + b"s,x,0,train\n" * 20, "do not match"),
-        ("meta.json", b"{}", r"do not match \('classes'\)"),
+        ("samples.csv", b"id,label,group,split\n" + b"s,9999999999999999999,0,train\n" * 20, "do not match"),
+        ("meta.json", b"{}", "got no classes, groups, image_size, mean, std, checksum; dvc repro writes it anew"),
         ("meta.json", b"{", "not valid JSON"),
+        (
+            "samples.csv",
+            b"id,label,group,split\n" + b"s,0,0,trein\n" * 20,
+            "got the split 'trein'; allowed: train | val",
+        ),
     ],
 )
 def test_a_damaged_file_is_one_line(folder, name, content, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -90,9 +91,9 @@ def test_agrees_with_resampling_samples(n_classes, quiet_gaps):
         assert interval["high"] == pytest.approx(np.quantile(values, 0.9), abs=tolerance), key
 
 
-@pytest.mark.parametrize("n_classes", [2, 5])
+@pytest.mark.parametrize("n_classes", [2, 5, 40])
 def test_every_metric_of_a_resample_is_the_point_estimate_of_its_samples(n_classes, quiet_gaps):
-    # 40 samples, 5 classes: classes and positives are absent from many a group
+    # 40 samples, 5 or 40 classes: positives are absent from many a group, classes from the whole
     before, after = pair(seed=2, n=40, n_classes=n_classes)
     options = names(n_classes) | {"positive_class": "class 0"}
     cells = bootstrap._joint(before, after, **names(n_classes))
@@ -278,3 +279,15 @@ def test_mistakes_are_one_line():
         intervals(before, after, counted=[True, False], **SETTINGS, **names())
     with pytest.raises(DataError, match="metrics: got groups from 0 to 2; allowed: 0 to 1"):
         intervals(before, after, **SETTINGS, **names(groups=("a", "b")))
+
+
+def test_many_classes_and_groups_do_not_multiply():
+    # 2,000 classes × 200 groups × 50 resamples would be 160 MB for each of the counts, of which there are several
+    classes, groups = tuple(map(str, range(2000))), tuple(f"g{place}" for place in range(200))
+    before, after = pair(n=1000, n_classes=2000, n_groups=200)
+    settings = SETTINGS | {"resamples": 50, "classes": classes, "groups": groups}
+    tracemalloc.start()
+    result = intervals(before, after, **settings)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert len(result["group"]) == 200 and result["gap"]["eodd"]["before"]["low"] > 0

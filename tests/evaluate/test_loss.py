@@ -45,6 +45,15 @@ def test_equals_torch():
     json.dumps(result, allow_nan=False)
 
 
+def test_blocks_of_samples_change_nothing(monkeypatch):
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(50, 7)).astype(np.float32), random.integers(0, 7, 50)
+    whole = -log_softmax(logits)[np.arange(50), labels]
+    monkeypatch.setattr("fairquant.evaluate.loss.BLOCK", 30)  # 4 samples at a time
+    np.testing.assert_array_equal(cross_entropy(logits, labels), whole)
+    assert cross_entropy(np.empty((0, 7)), []).shape == (0,)
+
+
 def test_groups_too_small_are_listed_and_left_out_of_phi():
     before, after = pair()
     everything = excessive_loss(before, after, groups=GROUPS)

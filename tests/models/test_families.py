@@ -1,5 +1,9 @@
 """imagenet weights: a hub cache filled by the test stands for the network."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -7,6 +11,7 @@ import torchvision
 
 from fairquant.errors import UserError
 from fairquant.models.build import build
+from fairquant.models.families import cifar, micronet, timm_models, torchvision_models
 
 
 @pytest.fixture
@@ -130,3 +135,28 @@ def test_other_type_errors_are_not_swallowed(monkeypatch):
     monkeypatch.setattr(timm, "create_model", broken)
     with pytest.raises(TypeError, match="other"):
         timm_models.create("resnet18d", num_classes=2, image_size=32, pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "loaded"),
+    [("nin", "set()"), ("resnet18", "{'torchvision'}"), ("resnet18.a1_in1k", "{'timm', 'torchvision'}")],
+)
+def test_only_the_family_of_the_model_is_imported(name, loaded):
+    """timm and torchvision take seconds, in every stage."""
+    program = f"""
+import sys
+from fairquant.models.build import build
+from fairquant.models.fold import fold_batch_norm
+from fairquant.models.spec import ModelSpec
+fold_batch_norm(build(ModelSpec({name!r}, ("a", "b"), 32, (0.5,) * 3, (0.3,) * 3), seed=0))
+assert {{"timm", "torchvision"}} & set(sys.modules) == {loaded}, set(sys.modules)
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_our_names_are_ours_alone():
+    """They are asked first, so that nothing else need be imported."""
+    own = {*cifar.names(), *micronet.names()}
+    assert not own & {*torchvision_models.names(), *timm_models.names()}

@@ -29,6 +29,9 @@ def everything() -> dict[str, Any]:
     assert weight.grad is not None
     gradient = weight.grad.clone()
     collectives.add_up([gradient])
+    highest = collectives.largest(torch.tensor([float(me), -float(me), torch.nan if me == 1 else 5.0, -torch.inf]))
+    copied = [torch.full((2,), float(me)), torch.tensor(me == 0), torch.full((3, 2), me, dtype=torch.uint8).T]
+    collectives.copy_from_first(copied)
     empty = collectives.gather_rows(torch.ones(me, 2), [0, 1, 2])
     collectives.wait_for_all()
     return {
@@ -38,6 +41,8 @@ def everything() -> dict[str, Any]:
         "share": list(collectives.share(8)),
         "slices": parts,
         "sums": [tensor.numpy() for tensor in sums],
+        "largest": highest.numpy(),
+        "copied": [tensor.numpy() for tensor in copied],
         "rows": rows.detach().numpy(),
         "gradient": gradient.item() / COUNT,
         "empty": tuple(empty.shape),
@@ -68,6 +73,17 @@ def test_sums_are_everywhere_the_same(seen):
         np.testing.assert_array_equal(one["sums"][1], 3 * np.arange(7.0))
 
 
+def test_largest_values_are_everywhere_the_same(seen):
+    for one in seen:
+        np.testing.assert_array_equal(one["largest"], [2.0, 0.0, np.nan, -np.inf])
+
+
+def test_the_first_process_is_copied(seen):
+    for one in seen:
+        numbers, truth, transposed = one["copied"]
+        assert numbers.tolist() == [0.0, 0.0] and truth.item() is True and not transposed.any()
+
+
 def test_rows_come_in_the_order_of_processes(seen):
     for one in seen:
         np.testing.assert_array_equal(one["rows"], 2 * np.arange(7.0))
@@ -91,6 +107,8 @@ def test_one_process_changes_nothing():
     tensor = torch.ones(3, requires_grad=True)
     assert collectives.gather_rows(tensor, [3]) is tensor
     collectives.add_up([tensor])
+    collectives.copy_from_first([tensor])
+    assert collectives.largest(tensor) is tensor
     assert (collectives.rank(), collectives.world_size(), collectives.is_first()) == (0, 1, True)
     assert collectives.gather_objects(1) == [1]
     assert collectives.from_first("a") == "a"

@@ -8,6 +8,7 @@ import torch
 
 from fairquant import plugins
 from fairquant.quantize.fake_quant import fake_quantize
+from fairquant.quantize.scales._slots import row_max
 
 NAMES = plugins.names("scale")
 
@@ -219,3 +220,11 @@ def test_lsq_starts_where_the_paper_says():
     chosen = bits[0] == 1
     one = 2 * weight[0][chosen].abs().mean() / 7**0.5
     torch.testing.assert_close(mixed[0][chosen].unique(), one[None])
+
+
+def test_the_largest_weight_is_the_same_by_one_kernel_as_by_two_reductions():
+    """On a GPU ``row_max`` is a norm; it cannot run here, its operation can."""
+    rows = torch.randn(7, 33, generator=torch.Generator().manual_seed(0))
+    rows[1], rows[2, 4], rows[3, 5] = 0.0, float("nan"), -float("inf")
+    norm = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1, keepdim=True)
+    assert torch.equal(norm.nan_to_num(-1.0), row_max(rows).nan_to_num(-1.0))

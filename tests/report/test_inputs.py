@@ -50,7 +50,10 @@ def test_widths_of_other_layers_are_refused(run_folder, text, got):
     )
 
 
-@pytest.mark.parametrize(("text", "got"), [("layer,bits\nfc,4.0\n", "fc"), ("layer,bits\n", "none")])
+REASONS = "layer,kind,parameters,bits\n"
+
+
+@pytest.mark.parametrize(("text", "got"), [(f"{REASONS}fc,linear,128,4.0\n", "fc"), (REASONS, "none")])
 def test_reasons_for_other_layers_are_refused(run_folder, text, got):
     (run_folder / "plots/bits/bits.csv").write_text(text)
     with pytest.raises(ArtifactError) as error:
@@ -59,6 +62,30 @@ def test_reasons_for_other_layers_are_refused(run_folder, text, got):
         f"{run_folder}/plots/bits/bits.csv: got layers {got}; allowed: those of plots/bits/layers.csv, conv1, "
         "layer1.0.conv1, fc (dvc repro)"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("metrics/evaluate.json", b"{}", "got no overall, worst_group, group, cost; dvc repro evaluate writes it anew"),
+        ("models/pretrained.json", b"{}", "got no spec, layers, macs, parameters; dvc repro pretrain writes it anew"),
+        ("metrics/export.json", b"[]", "got list; allowed: a JSON object"),
+        ("plots/bits/layers.csv", b"", "got the columns none; needed: layer, bits; dvc repro assign writes it anew"),
+        (
+            "plots/bits/bits.csv",
+            b"layer,bits\n",
+            "got the columns layer, bits; needed: layer, kind, parameters, bits; ",
+        ),
+        ("plots/pretrain/curve.csv", b"\xff", "not text ('utf-8' codec can't decode byte 0xff in position 0"),
+        ("plots/quantize/training.log", b"\xff", "; dvc repro quantize writes it anew"),
+    ],
+)
+def test_a_damaged_file_is_one_line(run_folder, name, data, message):
+    (run_folder / name).write_bytes(data)
+    with pytest.raises(ArtifactError) as error:
+        read_inputs({}, run_folder)
+    assert str(error.value).startswith(f"{run_folder}/{name}: ")
+    assert message in str(error.value)
 
 
 def test_the_curve_of_a_budget_is_read(spent_inputs):

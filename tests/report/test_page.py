@@ -94,5 +94,5 @@ def test_the_page_of_a_run(full_inputs, tmp_path):
     inside = ("#", "data:", "https://arxiv.org/")
     assert [value for value in found.values if not value.startswith(inside)] == [
         "fairquant_report.txt", "bit_distribution.csv", "size_report.txt", "bitwidth_percentages.txt", "training.log",
-        "group_table.tex", "export_table.tex",
+        "groups.csv", "classes.csv", "group_table.tex", "export_table.tex",
     ]  # fmt: skip

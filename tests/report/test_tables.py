@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from fairquant.report.cells import as_lines, as_markdown, as_text, escape
-from fairquant.report.tables import GroupRow, gap_table, group_rows, group_table, table_notes, worst
+from fairquant.report.shown import MOST
+from fairquant.report.tables import (
+    GroupRow,
+    gap_table,
+    group_rows,
+    group_table,
+    shown_rows,
+    shown_rule,
+    table_notes,
+    worst,
+)
 
 HAND = [
     ("group", "n", "before %", "after %", "change"),
@@ -165,3 +175,51 @@ def test_signs_of_group_names_are_escaped(sign):
 
 def test_a_name_stays_on_one_line():
     assert escape("a\n b") == "a b"
+
+
+def many_groups(count: int = 200, **changed) -> dict:
+    """Group g00k has accuracy k / 400 + .5 before; after, every tenth of the first hundred has lost .25."""
+    rows = {}
+    for place in range(count):
+        before = 0.5 + place / 400
+        after = before - (0.25 if place % 10 == 5 and place < 100 else 0.0)
+        rows[f"g{place:03}"] = {"n": 10, "before": before, "after": after, "counted": True} | changed.get(
+            f"g{place:03}", {}
+        )
+    return {
+        "group": rows, "overall": {"before": 0.7, "after": 0.6}, "worst_group": {"before": 0.5, "after": 0.26},
+        "flips": {"count": 7, "share": 0.01},
+    }  # fmt: skip
+
+
+def test_of_many_groups_the_lowest_the_highest_and_those_that_fell():
+    rows = shown_rows(group_rows(many_groups()))
+    names = [row.name for row in rows]
+    fell = {f"g{place:03}" for place in range(5, 100, 10)}
+    highest = {f"g{place:03}" for place in range(190, 200)}
+    lowest = {f"g{place:03}" for place in range(22)}
+    assert len(names) == len(set(names)) == MOST
+    assert set(names) == fell | highest | lowest
+    assert [row.after for row in rows] == sorted(row.after for row in rows)
+
+
+def test_forty_groups_are_all_shown_in_their_order():
+    rows = group_rows(many_groups(MOST))
+    assert shown_rows(rows) == rows and shown_rule(MOST) == ""
+
+
+def test_groups_that_do_not_count_are_not_among_the_extremes():
+    small = {"n": 1, "before": 0.0, "after": 0.0, "counted": False}
+    unseen = {"n": 0, "before": None, "after": None, "counted": False}
+    names = {row.name for row in shown_rows(group_rows(many_groups(g100=small, g101=unseen)))}
+    assert len(names) == MOST and not names & {"g100", "g101"}
+
+
+def test_the_table_of_many_groups_counts_and_marks_all():
+    cells = group_table(many_groups())
+    assert len(cells) == 1 + MOST + 2 and cells[MOST + 1][:2] == ("overall", "2000")
+    assert cells[1][0] == "g005 (worst after)" and "g000 (worst before)" in [row[0] for row in cells]
+    assert table_notes(many_groups(), {})[0] == (
+        "Of 200 groups these are the 10 that fell most, the 10 of highest accuracy after compression and about 20 of "
+        "lowest, lowest first; groups.csv and metrics/evaluate.json hold all."
+    )

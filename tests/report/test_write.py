@@ -13,7 +13,7 @@ FILES = {
     "report.md", "group_table.txt", "group_table.md", "group_table.tex", "accuracy_by_group.png", "gap.png",
     "bits_per_layer.png", "bits_per_layer_assigned.png", "training.png", "fairquant_report.txt",
     "bit_distribution.csv", "size_report.txt", "bitwidth_percentages.txt", "training.log", "layer_sensitivity.png",
-    "report.html", "model_card.md", "export_table.tex",
+    "report.html", "model_card.md", "export_table.tex", "groups.csv", "classes.csv",
 }  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def test_every_file_is_written_and_every_link_leads_somewhere(inputs, tmp_path):
     assert {path.name for path in (tmp_path / "report").iterdir()} == FILES
     page = (tmp_path / "report/report.md").read_text()
     links = re.findall(r"\]\(([\w.]+)\)", page)
-    assert len(links) == 14
+    assert len(links) == 16
     assert set(links) <= FILES
 
 

@@ -62,9 +62,11 @@ def along_error(control, logits_gradient):
     return found
 
 
-def gradients(model, images, labels):
+def gradients(model, images, labels, control=None, step=1):
     model.zero_grad()
     nn.functional.cross_entropy(model(images), labels).backward()
+    if control is not None:
+        control.before_step(step)
     return {name: q.b_logit.grad.clone() for name, q in learned_quantizers(model).items()}
 
 
@@ -78,7 +80,7 @@ def test_the_drive_is_the_scatter_less_the_price(network):
     control.begin(1, 100)
     control.price = torch.tensor(0.7)
     control.term(LossBatch(torch.zeros(32, 2), labels, labels, 2))
-    for name, gradient in gradients(model, images, labels).items():
+    for name, gradient in gradients(model, images, labels, control).items():
         quantizer = control.quantizers[name]
         expected = (0.7 * SIZES[name] / 270 - quantizer.rate() * 32 * z[name] ** 2) * quantizer.slope()
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-9)
@@ -112,7 +114,7 @@ def test_the_first_price_is_what_the_first_batches_would_save(network):
         price = control.price.clone()
         images, labels = torch.randn(32, 3, 8, 8), torch.randint(0, 2, (32,))
         control.term(LossBatch(torch.zeros(32, 2), labels, labels, 2))
-        found = gradients(model, images, labels)
+        found = gradients(model, images, labels, control, step)
         driven = sum((g / control.quantizers[name].slope()).sum() for name, g in found.items())
         savings.append((price - driven).item())  # Σ_u (π n_u / N − saving_u) = π − Σ saving
         control.after_step(step)
@@ -121,6 +123,32 @@ def test_the_first_price_is_what_the_first_batches_would_save(network):
     learned_quantizers(model)["5"].set_widths(torch.tensor([8, 8]))
     control.after_step(PRICING_STEPS + 1)
     assert control.price.item() > before  # above the target: bits get dearer
+
+
+class OnArrival(WidthControl):
+    """The same control acting on every gradient as backward hands it out, before any averaging."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        for name, quantizer in self.quantizers.items():
+            quantizer.b_logit.register_hook(lambda gradient, name=name: self._curvature(name, gradient))
+
+    def before_step(self, step):
+        pass
+
+
+def test_one_process_computes_what_it_would_on_arrival(network, store, section):
+    """Bit for bit, through pricing, learning and landing: nothing happens between backward and the step."""
+    models, histories = [], []
+    for kind in (WidthControl, OnArrival):
+        model = network()
+        attach_learned(model, BitMap("per_channel", START), held=set(), bit_min=2, bit_max=8)
+        control = kind(model, SIZES, BaqSection(logit_lr=0.1, target_bits=5.0))
+        histories.append(train(model, store, section(epochs=12), control))
+        models.append(model.state_dict())
+    assert histories[0] == histories[1]
+    for name, value in models[0].items():
+        assert torch.equal(value, models[1][name]), name
 
 
 def test_the_pull_brings_widths_back(network):
@@ -157,6 +185,7 @@ def test_bits_go_where_the_error_costs():
         optimizer.zero_grad()
         error = (gains * (model(images) - images @ teacher.T)).square().mean()
         (error + control.term(LossBatch(images, images[:, 0], images[:, 0], 2))).backward()
+        control.before_step(step)
         optimizer.step()
         control.after_step(step)
     widths = learned_quantizers(model)["0"].bits().tolist()

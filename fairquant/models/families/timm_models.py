@@ -1,13 +1,13 @@
 """Every timm model by its timm name, with or without a weights tag (``tiny_vit_5m_224``, ``resnet18.a1_in1k`` ...).
 
-Source: timm (Wightman, 2019); ``imagenet`` weights are those timm links to the name's default or given tag.
+Source: timm (Wightman, 2019); ``imagenet`` weights are those timm links to the name's default or given tag. timm is
+imported by those who ask for it: that takes half a second which a stage with another family's model need not spend.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import timm
 from torch import nn
 
 from fairquant.errors import UserError
@@ -15,11 +15,15 @@ from fairquant.errors import UserError
 
 def names() -> list[str]:
     """Return the sorted names of the family, without weights tags."""
+    import timm
+
     return sorted(timm.list_models())
 
 
 def knows(name: str) -> bool:
     """Say whether ``name`` is a timm model; a weights tag must be one timm knows."""
+    import timm
+
     return bool(timm.is_model(name)) and ("." not in name or bool(timm.models.is_model_pretrained(name)))
 
 
@@ -28,6 +32,8 @@ def create(name: str, *, num_classes: int, image_size: int, pretrained: bool) ->
 
     Raises ``UserError`` when the weights do not exist or cannot be fetched.
     """
+    import timm
+
     model = _create(name, image_size, num_classes=num_classes)
     if not pretrained:
         return model
@@ -47,6 +53,8 @@ def create(name: str, *, num_classes: int, image_size: int, pretrained: bool) ->
 
 def _create(name: str, image_size: int, **arguments: Any) -> nn.Module:
     """Build with ``img_size`` where the architecture takes it; the others work at any size."""
+    import timm
+
     try:
         model: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
     except TypeError as error:

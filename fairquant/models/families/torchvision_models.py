@@ -9,7 +9,6 @@ from http.client import HTTPException
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from fairquant.errors import UserError
@@ -19,6 +18,8 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 def names() -> list[str]:
     """Return the sorted names of the family."""
+    import torchvision
+
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
@@ -32,6 +33,8 @@ def create(name: str, *, num_classes: int, image_size: int, pretrained: bool) ->
 
     Raises ``UserError`` when the weights cannot be fetched or do not fit ``image_size``.
     """
+    import torchvision
+
     arguments = _arguments(name, image_size)
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
     if name.startswith("squeezenet"):
@@ -83,6 +86,8 @@ def _load_backbone(model: nn.Module, name: str, other: dict[str, Tensor]) -> Non
 
 
 def _fetch(name: str) -> dict[str, Tensor]:
+    import torchvision
+
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)

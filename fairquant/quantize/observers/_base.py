@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fairquant.parallel.collectives import largest, world_size
+
 
 def in_memory_order(x: Tensor) -> Tensor:
     """Return the elements of ``x`` as one dimension, (n,); a view where ``x`` is dense, in whichever format.
@@ -50,11 +52,17 @@ class Observer(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> None:
-        """Take in ``x``, floating, of any shape; an empty one says nothing."""
-        if x.numel() == 0:
+        """Take in ``x``, floating, of any shape; an empty one says nothing.
+
+        In training mode ``x`` is this process's part of a batch, and the extremes are those of all processes' parts.
+        """
+        parted = self.training and world_size() > 1
+        if x.numel() == 0 and not parted:
             return
         values = in_memory_order(x.detach())
-        low, high = extremes(values)
+        low, high = extremes(values) if len(values) else self.low.new_tensor([torch.inf, -torch.inf]).unbind()
+        if parted:
+            low, high = (largest(torch.stack([-low, high])) * self.low.new_tensor([-1.0, 1.0])).unbind()
         self.finite.logical_and_(torch.isfinite(low) & torch.isfinite(high))
         self.take(values, low, high)
 

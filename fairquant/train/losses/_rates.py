@@ -11,6 +11,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def of_classes(labels: Tensor, like: Tensor) -> Tensor:
+    """Return 1 where a sample is of a class, else 0: (B, C) of the shape and dtype of ``like``.
+
+    ``one_hot``, which looks for labels out of range first.
+
+    >>> import torch
+    >>> of_classes(torch.tensor([1, 0]), torch.zeros(2, 3)).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+    import torch
+
+    return (labels[:, None] == torch.arange(like.shape[1], device=labels.device)).to(like.dtype)
+
+
 def class_rates(values: Tensor, weights: Tensor, groups: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
     """Return each group's weighted mean of every column of ``values``, and its weight.
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fairquant.config import Section
-from fairquant.train.losses._rates import class_rates, mean_gap
+from fairquant.train.losses._rates import class_rates, mean_gap, of_classes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,10 +43,8 @@ def loss(batch: LossBatch, options: Options, state: State) -> Tensor:
     Scalar in [0, 2], differentiable in the logits; zero where no rate is defined in two groups. Class weights do not
     enter: a rate counts samples.
     """
-    from torch.nn.functional import one_hot
-
     probabilities = batch.logits.softmax(dim=1)
-    positives = one_hot(batch.labels, probabilities.shape[1]).to(probabilities.dtype)
+    positives = of_classes(batch.labels, probabilities)
     gaps = (
         mean_gap(*class_rates(probabilities, samples, batch.groups, batch.n_groups))
         for samples in (positives, 1.0 - positives)

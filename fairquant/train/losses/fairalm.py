@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING
 
 from fairquant.config import Section
 from fairquant.config.base import Real, number
-from fairquant.train.losses._rates import class_rates
+from fairquant.train.losses._rates import class_rates, of_classes
 
 if TYPE_CHECKING:
     import torch
@@ -81,12 +81,12 @@ def loss(batch: LossBatch, options: Options, state: State) -> Tensor:
     each mean is over one class.
     """
     import torch
-    from torch.nn.functional import cross_entropy, one_hot
+    from torch.nn.functional import cross_entropy
 
     n_classes = batch.logits.shape[1]
     if state["multipliers"].shape[1] != n_classes:
         state["multipliers"] = batch.logits.new_zeros(batch.n_groups, n_classes, dtype=torch.float32)
-    samples = one_hot(batch.labels, n_classes).to(batch.logits.dtype)
+    samples = of_classes(batch.labels, batch.logits)
     per_sample = cross_entropy(batch.logits, batch.labels, reduction="none")
     means, sizes = class_rates(per_sample[:, None].expand_as(samples), samples, batch.groups, batch.n_groups)
     weights = state["multipliers"] + options.penalty * options.step  # a new tensor: the dual step is taken in place
