@@ -98,7 +98,8 @@ def rows(quick: bool) -> Iterator[Row]:
         maps, info = random_case(name)
         work = partial(assign_bits, maps, info, Config(granularity=granularity, reducer=reducer))
         plain = partial(argsort_reference, maps, granularity)
-        pairs = alternate(plain, work, rounds=3, warm_up=1)
+        rounds = 11 if granularity == "per_channel" else 3  # short, and bound by memory, which neighbours want as well
+        pairs = alternate(plain, work, rounds=rounds, warm_up=1)
         what = f"{name} {granularity}, {GROUPS} groups: levels by {reducer} ÷ mean and one argsort"
         yield pairs.row(
             f"assign/{name}-{granularity}-{reducer}", what, wanted=1.0 if granularity == "per_param" else None

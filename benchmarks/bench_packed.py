@@ -121,7 +121,7 @@ def rows(quick: bool) -> Iterator[Row]:
     """Yield bytes and loading of packed files at 64 px, and the packing of a stream ÷ copying it."""
     for name, granularity in FEW[:1] if quick else FEW:
         spec = ModelSpec(name, ("a", "b"), 64, (0.5,) * 3, (0.25,) * 3)
-        found = files(spec, granularity, 5, CLOCKS["cpu"])
+        found = files(spec, granularity, 15, CLOCKS["cpu"])
         id, model = f"packed/{name}-{granularity}", f"{name} {granularity}, 2/4/8 bits"
         what = f"{model}: bytes of the packed file ÷ "
         counted = what + "bytes counted for weights, scales, widths and the rest"

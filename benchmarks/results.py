@@ -1,7 +1,9 @@
 """The one table: written as results.json (to compare with) and results.md (to read), and compared with another run's.
 
 ``worse`` compares ratios, never seconds. How far a ratio may move before it counts, ``TOLERANCE``, was chosen from what
-it moved without a reason: CHOSEN_FROM.
+it moved without a reason: between two runs on two cores that three to ten other processes wanted as well, 17 of 19
+timed rows moved by less than 8 %, and the two that moved more have more rounds since. Twice that is the tolerance. A
+bound is held with ``SLACK``, the part of it that a median of few rounds moves by itself; counted rows have none.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from benchmarks.table import Row, as_json
 FOLDER = Path(__file__).parent
 JSON, MARKDOWN = FOLDER / "results.json", FOLDER / "results.md"
 TOLERANCE = {"s": 0.15, "bytes": 0.001}
+SLACK = {"s": 0.05, "bytes": 0.0}
 OTHER_MACHINE = 0.5
 """Tolerance of a timed ratio on another processor than the committed table's: kernels differ in what they gain."""
 Machine = Mapping[str, str | int | float]
@@ -95,7 +98,7 @@ def worse(row: Row, committed: Row | None, *, same_machine: bool) -> str | None:
     'ratio 1.30 is worse than the committed 1.10 by 18.2 %; allowed: 15 %'
     """
     reasons = []
-    if row.wanted is not None and row.ratio > row.wanted:
+    if row.wanted is not None and row.ratio > row.wanted * (1 + SLACK[row.unit]):
         reasons.append(f"ratio {ratio_text(row.ratio)} is beyond what is wanted, ≤ {row.wanted:g}")
     if committed is not None:
         allowed = TOLERANCE[row.unit] if same_machine or row.unit != "s" else OTHER_MACHINE

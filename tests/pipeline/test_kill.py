@@ -138,7 +138,7 @@ def test_a_run_killed_in_the_queue_goes_on_when_it_is_queued_again(copies):
     resume = disturbed.path / ".fairquant/resume"
 
     disturbed.run("dvc", "exp", "run", "--queue", "-n", "killed")
-    disturbed.run("dvc", "queue", "start")
+    disturbed.start("dvc", "queue", "start").wait()  # whose worker would keep a pipe open
     process = wait_for(lambda: exp_stage(disturbed.path, "quantize"))
     wait_for(lambda: list(resume.glob("*/last.pt")))
     os.kill(process, signal.SIGKILL)
@@ -146,7 +146,7 @@ def test_a_run_killed_in_the_queue_goes_on_when_it_is_queued_again(copies):
     assert list(resume.glob("*/last.pt")), "the checkpoint does not lie in the project that queued the run"
 
     disturbed.run("dvc", "exp", "run", "--queue", "-n", "again")
-    disturbed.run("dvc", "queue", "start")
+    disturbed.start("dvc", "queue", "start").wait()  # whose worker would keep a pipe open
     assert wait_for_state(disturbed, "again", "Failed", "Success") == "Success"
     log = disturbed.run("dvc", "queue", "logs", "again").stdout
     assert re.search(r"resuming after epoch [1-5] of 6", log), log
