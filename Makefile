@@ -59,11 +59,11 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
 $(RUN): requirements.txt pyproject.toml | $(BIN)/uv
-	@$(UV)uv pip install -r requirements.txt
+	@$(UV)uv pip install --compile-bytecode -r requirements.txt
 	@$(UV)uv pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(DEV): requirements-dev.txt pyproject.toml | $(BIN)/uv
-	@$(UV)uv pip install -r requirements-dev.txt
+	@$(UV)uv pip install --compile-bytecode -r requirements-dev.txt
 	@$(UV)uv pip install --no-deps --no-build-isolation -e .
 	@touch $@ $(RUN)

@@ -333,6 +333,18 @@ def test_a_proof_that_is_cut_short_says_so(monkeypatch):
     assert (solution.spent <= limits).all()
 
 
+def test_a_solver_stopped_by_the_clock_is_told(monkeypatch, caplog):
+    losses, costs = _realistic(60, widths=5)
+    limits = 0.3 * costs[:, :, -1].sum(axis=1)
+    optimum = minimise(losses, costs, limits, OBJECTIVES["max"])
+    assert "stopped after" not in caplog.text
+    monkeypatch.setattr(core, "SECONDS", 1e-9)
+    solution = minimise(losses, costs, limits, OBJECTIVES["max"])
+    assert "optimal: the solver stopped after 1e-09 s with 5 groups; the widths may differ" in caplog.text
+    assert solution.bound <= optimum.value <= solution.value
+    assert (solution.spent <= limits).all()
+
+
 def test_a_core_is_enlarged_until_the_gap_is_met(monkeypatch):
     losses, costs = _realistic(200)
     limits = 0.4 * costs[:, :, -1].sum(axis=1)

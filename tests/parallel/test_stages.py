@@ -40,8 +40,8 @@ SAMPLE = 1 / 8 + 1e-6
 def run(folder: Path, *stages: str, devices: int = 1) -> str:
     """Run stages in ``folder``, one after the other; return what they print on stderr."""
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"parallel": {"devices": devices}}), encoding="utf-8")
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    environ.pop("DVC_ROOT", None)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_") and name != "DVC_ROOT"}
+    environ = {**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     if devices > 1:
         commands = [["-m", f"stages.{stage}"] for stage in stages]
     else:  # one start for all

@@ -25,6 +25,7 @@ class Workspace:
         bin_folder = str(Path(sys.executable).parent)
         # What runs here is a copy: measuring its coverage would take time and count for nothing.
         own = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+        own.pop("PYTHONDONTWRITEBYTECODE", None)  # dozens of stages start here: their code is compiled once
         self.environment = {**own, "PATH": bin_folder + os.pathsep + os.environ["PATH"],
                             "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
 

@@ -15,7 +15,8 @@ import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 PREPARE = [sys.executable, "-m", "stages.prepare"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
+OWN = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}  # which speaks on stderr
+ENVIRONMENT = {**OWN, "PYTHONPATH": str(REPO)}
 SMALL = {"data": {"name": "synthderm", "image_size": 16}, "datasets": {"synthderm": {"samples": 600}}, "workers": 1}
 SEVERAL = {"data": {"name": "synthderm", "image_size": 64}, "datasets": {"synthderm": {"samples": 900}}, "workers": 2}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[d
     root = tmp_path_factory.mktemp("killed")
     prepared, folder = root / "prepared", root / "resume"
     write_store(prepared, n_per_group=80, size=8)
-    with pytest.raises(BrokenProcessPool):
+    with pytest.raises(RuntimeError):  # from the pool, or from the first process, which loses the second: who is first
         in_processes(train, str(prepared), str(folder), 8)  # in the middle of epoch 3
     after = sorted(folder.rglob("*.pt"))
     found = in_processes(again, str(prepared), str(folder))

@@ -10,6 +10,7 @@ objective as a linear program (Rockafellar & Uryasev 2002); with cap = 1 no s is
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from fairquant.allocate.knapsack.dual import Relaxation
 from fairquant.allocate.knapsack.problem import Choice, Floats
 
+LOG = logging.getLogger(__name__)
 NODES = 5_000  # of the branch-and-bound tree: ends a hard search at the same place on every machine
 SECONDS = 20.0  # the last resort, should even few nodes take long
 MARGIN = 1e-6  # HiGHS's own tolerances, as a share of the objective: taken off the bounds it reports
@@ -122,7 +124,7 @@ class _Program:
         if self.excluded:
             together = sparse.csr_matrix(np.array(self.excluded, dtype=np.float64))
             constraints.append(LinearConstraint(_widen(together, rest), -np.inf, units - 1))
-        return milp(
+        result = milp(
             np.concatenate([np.zeros(columns), [1.0], np.full(slacks, self.cap)]),
             constraints=constraints,
             integrality=np.concatenate([np.ones(columns), np.zeros(rest)]),
@@ -132,6 +134,14 @@ class _Program:
             ),
             options={"mip_rel_gap": gap, "node_limit": NODES, "time_limit": SECONDS},
         )
+        if "time limit" in str(result.message).lower():
+            LOG.warning(
+                "optimal: the solver stopped after %g s with %d groups; the widths may differ on a faster machine "
+                "(assign.optimal.gap: a larger one ends earlier)",
+                SECONDS,
+                groups,
+            )
+        return result
 
     def choice(self, x: Floats) -> Choice:
         """Return the choice of every unit (U,) from the program's variables."""
