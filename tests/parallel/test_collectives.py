@@ -11,6 +11,7 @@ import torch
 from fairquant.parallel import collectives
 from tests.parallel.spawn import in_processes
 
+pytestmark = pytest.mark.xdist_group("parallel")
 COUNT = 3
 
 
