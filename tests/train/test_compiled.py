@@ -9,12 +9,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
-from fairquant.allocate.bitmap import BitMap, unit_shape
-from fairquant.models.layers import quantizable_layers
 from fairquant.quantize.activate import activation_quantizers, attach_activations
 from fairquant.quantize.attach import attach_learned, quantize_model, quantizers
 from fairquant.quantize.frozen import attach_frozen, freeze
 from fairquant.train.compiled import compiled, undone, weights_in_place
+from tests.train.widths import bits_of
 
 REAL = torch.compile
 
@@ -37,15 +36,6 @@ def batch(count=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, 8, 8, generator=generator).to(memory_format=torch.channels_last)
     return images, torch.randint(0, 2, (count,), generator=generator)
-
-
-def bits_of(model, granularity="per_channel", widths=(2, 4, 8)):
-    layers = {}
-    for name, layer in quantizable_layers(model).items():
-        shape = unit_shape(granularity, tuple(layer.weight.shape))
-        flat = torch.tensor(widths, dtype=torch.uint8).repeat(layer.weight.numel())
-        layers[name] = flat[: int(torch.tensor(shape).prod())].reshape(shape).numpy()
-    return BitMap(granularity, layers)
 
 
 def step(model, forward, images, labels, optimizer=None):
@@ -195,7 +185,7 @@ def fails_when_called(model, **_):
     def call(images):
         torch.rand(3)  # it has drawn, trained and observed before it fails
         model(images)
-        raise NotImplementedError("unsupported: flags")
+        raise TypeError("unsupported: flags")
 
     return call
 
@@ -208,7 +198,7 @@ def fails_in_backward(model, **_):
     ("compiler", "reason"),
     [
         (no_compiler, "FileNotFoundError: no C++ compiler"),
-        (fails_when_called, "NotImplementedError: unsupported: flags"),
+        (fails_when_called, "TypeError: unsupported: flags"),
         (fails_in_backward, "OSError: ld: not found"),
     ],
 )

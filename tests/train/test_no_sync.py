@@ -10,7 +10,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairquant import plugins
-from fairquant.allocate.bitmap import BitMap, unit_shape
 from fairquant.config.quantization import BaqSection
 from fairquant.models.layers import quantizable_layers
 from fairquant.quantize.activate import attach_activations
@@ -20,6 +19,7 @@ from fairquant.quantize.frozen import attach_frozen, freeze
 from fairquant.train import distill, loop
 from fairquant.train.terms import LossTerm
 from fairquant.train.width_control import PRICING_STEPS, WidthControl
+from tests.train.widths import bits_of
 
 WAITS = {
     "_local_scalar_dense": "asks for a value",
@@ -110,15 +110,6 @@ def test_the_guard_sees_what_it_is_for():
             wait()
     with NoWaiting():
         values[torch.where(mask, 1, 0)].masked_fill(mask, 0.0).index_add_(0, mask.long(), values)
-
-
-def bits_of(model, granularity, widths=(2, 4, 8)):
-    layers = {}
-    for name, layer in quantizable_layers(model).items():
-        shape = unit_shape(granularity, tuple(layer.weight.shape))
-        flat = torch.tensor(widths, dtype=torch.uint8).repeat(layer.weight.numel())
-        layers[name] = flat[: int(torch.tensor(shape).prod())].reshape(shape).numpy()
-    return BitMap(granularity, layers)
 
 
 def quantized(model, granularity="per_channel", scale="absmax", widths=(0, 1, 2, 4, 8, 32)):
