@@ -2,11 +2,11 @@
 
 ``python -m scripts.stage_deps assign`` prints the deps of a stage, ``--write`` brings dvc.yaml up to date (only lines
 of ``deps`` blocks that name fairquant/ or stages/ change), ``--check`` exits 1 where they differ. Every import counts:
-those inside functions, those for type checking, and the ``__init__`` of every package above a module. A plug-in kind
-that a stage loads (``plugins.load("reducer", ...)``) is a templated dep, ``fairquant/reduce/${reducer}.py``, so that
-only the chosen file counts (with ``TEMPLATED = False`` the folder is the dep, and all its files count); what any
-plug-in of the kind imports counts too. Loading plug-ins to validate params.yaml (``fairquant.config``) counts for
-nothing: the validated value is what a stage depends on.
+those inside functions, those for type checking, and the ``__init__`` of every package above a module. Of a plug-in kind
+that a stage loads (``plugins.load("reducer", ...)``) every file counts, and what any of them imports. Loading plug-ins
+to validate params.yaml (``fairquant.config``) counts for nothing: the validated value is what a stage depends on. A
+package of which every module counts is one dep, its folder: DVC compares the same files in less time
+(docs/decisions/014).
 """
 
 from __future__ import annotations
@@ -18,21 +18,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from fairquant import plugins
+
 ROOT = Path(__file__).resolve().parents[1]
-PARAMETER = {
-    "dataset": "data.name",
-    "importance": "importance_metric",
-    "reducer": "reducer",
-    "allocator": "allocator",
-    "scale": "quantize.scale",
-    "loss": "quantize.fairness_loss",
-    "mode": "quant_mode",
-    "postprocess": "evaluate.postprocess",
-}
-"""The parameter that chooses the plug-in of each kind."""
-
-TEMPLATED = False
-
 LOADERS = ("fairquant.plugins", "fairquant.config.load", "fairquant.config.schema", "fairquant.config.base")
 """Modules that name plug-ins without depending on them."""
 
@@ -115,32 +103,38 @@ def _kinds_of(file: Path, root: Path) -> frozenset[str]:
             continue
         function = node.func
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-        if name in ("load", "load_plugin") and node.args[0].value in PARAMETER:
+        if name in ("load", "load_plugin") and node.args[0].value in plugins.KINDS:
             kinds.add(str(node.args[0].value))
     return frozenset(kinds)
 
 
-def stage_deps(stage: str, root: Path = ROOT) -> list[str]:
-    """Return the sorted code deps of ``stage``: files, and one templated path per plug-in kind it loads."""
-    from fairquant import plugins
+def with_plugins(files: set[Path], root: Path = ROOT) -> set[Path]:
+    """Return ``files``, every file of the plug-in kinds they load, and all that those reach."""
+    while True:
+        folders = [Path(*plugins.KINDS[kind].package.split(".")) for kind in kinds_loaded(files, root)]
+        found = {path.relative_to(root) for folder in folders for path in (root / folder).glob("**/*.py")}
+        if found <= files:
+            return files
+        files = files.union(*(closure(file, root) for file in found))
 
-    files = closure(Path("stages", f"{stage}.py"), root)
-    kinds: set[str] = set()
-    chosen: set[Path] = set()
-    while new := kinds_loaded(files | chosen, root) - kinds:
-        for kind in sorted(new):
-            kinds.add(kind)
-            folder = plugins.KINDS[kind].folder.relative_to(plugins.ROOT.parent)
-            for name in plugins.names(kind):
-                plugin = folder / f"{name}.py"
-                chosen.add(plugin)
-                files |= closure(plugin, root) - {plugin}
-            files.add(folder / "__init__.py")
-    folders = {kind: plugins.KINDS[kind].folder.relative_to(plugins.ROOT.parent) for kind in kinds}
-    if TEMPLATED:
-        return sorted([*map(str, files), *(f"{folder}/${{{PARAMETER[kind]}}}.py" for kind, folder in folders.items())])
-    outside = (file for file in files if file.parent not in folders.values())
-    return sorted([*map(str, outside), *map(str, folders.values())])
+
+def whole_packages(files: set[Path], root: Path = ROOT) -> set[Path]:
+    """Return ``files``, with the folder in place of a package's modules where all of them are there.
+
+    The top package stays apart, and so does a package of one module: a second would count before anything imports it.
+    """
+    packages: dict[Path, set[Path]] = {}
+    for module in (path.relative_to(root) for path in root.glob("fairquant/*/**/*.py")):
+        for folder in module.parents[:-2]:
+            packages.setdefault(folder, set()).add(module)
+    whole = {folder for folder, modules in packages.items() if len(modules) > 1 and modules <= files}
+    return {next((folder for folder in reversed(file.parents) if folder in whole), file) for file in files}
+
+
+def stage_deps(stage: str, root: Path = ROOT) -> list[str]:
+    """Return the sorted code deps of ``stage``: modules, and the folders of packages that count as a whole."""
+    files = with_plugins(closure(Path("stages", f"{stage}.py"), root), root)
+    return sorted(map(str, whole_packages(files, root)))
 
 
 def rewrite(text: str, root: Path = ROOT) -> str:

@@ -76,7 +76,15 @@ def test_stage_deps_hold_what_importing_the_stage_loads(stage):
     names = [name for name in loaded_by(f"stages.{stage}") if name.split(".")[0] in ("fairquant", "stages")]
     files = [str(file) for name in names if (file := stage_deps.module_file(name)) is not None]
     assert f"stages/{stage}.py" in files
-    assert [file for file in files if file not in stage_deps.stage_deps(stage)] == []
+    deps = set(stage_deps.stage_deps(stage))
+    assert [file for file in files if not deps & {file, *map(str, Path(file).parents)}] == []
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_every_kind_of_plugin_is_a_dep(kind):
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    folder = Path(*plugins.KINDS[kind].package.split("."))
+    assert any({str(folder), str(folder.parent)} & set(stage["deps"]) for stage in pipeline.values())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -169,13 +177,44 @@ class TestClosure:
         )
         assert stage_deps.kinds_loaded({Path("fairquant/data/raw.py")}, root) == {"reducer"}
 
+    def test_every_file_of_a_kind_counts_with_what_it_imports(self, tree):
+        root, _ = tree
+        (root / "fairquant/train/losses").mkdir(parents=True)
+        for name in ("__init__", "demo", "_shared"):
+            (root / f"fairquant/train/losses/{name}.py").write_text("from fairquant import unused\n")
+        (root / "fairquant/stage.py").write_text("from fairquant import plugins\nplugins.load('loss', name)\n")
+        files = stage_deps.with_plugins(stage_deps.closure(Path("stages/demo.py"), root), root)
+        found = {str(file) for file in files}
+        assert {f"fairquant/train/losses/{name}.py" for name in ("__init__", "demo", "_shared")} <= found
+        assert "fairquant/unused.py" in found
+
+    def test_a_package_is_one_dep_where_all_of_it_counts(self, tree):
+        root, _ = tree
+        names = ("fairquant/data/deep/one.py", "fairquant/data/deep/__init__.py", "fairquant/lonely/__init__.py")
+        for name in names:
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text("")
+        every = {path.relative_to(root) for path in root.glob("fairquant/**/*.py")}
+        whole = {str(path) for path in stage_deps.whole_packages(every, root)}
+        assert whole == {
+            "fairquant/data", "fairquant/lonely/__init__.py",
+            *(f"fairquant/{name}.py" for name in ("__init__", "errors", "stage", "unused")),
+        }  # fmt: skip
+        part = stage_deps.whole_packages(every - {Path("fairquant/data/raw.py")}, root)
+        assert {"fairquant/data/store.py", "fairquant/data/deep"} <= {str(path) for path in part}
+        assert Path("fairquant/data") not in part
+
     def test_rewriting_touches_code_deps_only(self, tree):
         root, files = tree
         before = (
             "# note\nstages:\n  demo:\n    cmd: x\n    deps:\n    - data/prepared\n    - fairquant/old.py\n"
             "    params:\n    - seed\n"
         )
-        code = "".join(f"    - {name}\n" for name in sorted(files - {"fairquant/unused.py"}))
+        code = "".join(
+            f"    - {name}\n"
+            for name in ("fairquant/__init__.py", "fairquant/data", "fairquant/errors.py", "fairquant/stage.py")
+        )
+        code += "    - stages/demo.py\n"
         after = before.replace("    - fairquant/old.py\n", code)
         assert stage_deps.rewrite(before, root) == after
         assert stage_deps.rewrite(after, root) == after

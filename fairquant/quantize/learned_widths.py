@@ -23,9 +23,8 @@ them go (``train.width_control`` says how that is told from the noise of batches
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,59 +65,78 @@ def unsquash(share: Tensor) -> Tensor:
     return torch.logit((share + STRETCH) / (1 + 2 * STRETCH))
 
 
+class UnitTerms(NamedTuple):
+    """What a step needs of the logits of units, each (units, 1); units of several layers may stand in one column."""
+
+    span: Tensor
+    """M + ρ/2, the largest magnitude in steps: Δ = max|w| / span."""
+    shift: Tensor
+    """(ρ − 1) / 2, what a magnitude in steps loses before it is rounded."""
+    bits_error: Tensor
+    """∂L/∂b_logit by Σ g·e: −ln 2 · (M + 1) / span · ∂b/∂b_logit."""
+    dead_error: Tensor
+    """∂L/∂d_logit by Σ g·e: −1 / (2 span) · ∂ρ/∂d_logit."""
+    dead_sign: Tensor
+    """∂L/∂d_logit by Δ Σ g·sign w: −1/2 · ∂ρ/∂d_logit."""
+
+
+@torch.no_grad()
+def unit_terms(b_logit: Tensor, d_logit: Tensor, bit_min: int, bit_max: int) -> UnitTerms:
+    """Return the terms of units with these logits (units,), in about twenty small calls for any number of units."""
+    b_logit, d_logit = b_logit.view(-1, 1), d_logit.view(-1, 1)
+    half = squash(d_logit) * (LARGEST_DEAD_ZONE / 2)
+    codes = torch.exp2((bit_min + (bit_max - bit_min) * squash(b_logit)).round() - 1)
+    span = codes - 1 + half
+    bits_error = squash_slope(b_logit).mul_(codes).div_(span).mul_((bit_min - bit_max) * math.log(2))
+    dead_sign = squash_slope(d_logit).mul_(-LARGEST_DEAD_ZONE / 2)
+    return UnitTerms(span, half.sub_(0.5), bits_error, dead_sign / span, dead_sign)
+
+
 class _LearnedQuantize(torch.autograd.Function):
     """Block by block, like ``fake_quant``; keeps the weight and its result for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: Tensor, dead: Tensor, workspace: Workspace | None) -> Tensor:
-        """Return ŵ; ``bits`` and ``dead`` (ρ) have shape (out | 1,)."""
+    def forward(
+        ctx: Any, weight: Tensor, b_logit: Tensor, d_logit: Tensor, terms: UnitTerms, workspace: Workspace | None
+    ) -> Tensor:
+        """Return ŵ; ``terms`` are those of the logits, (out | 1,)."""
         order = inner_order(weight)
         rows = as_rows(weight, order)
-        grid = _grid(rows, bits, dead)
+        delta = _step_sizes(rows, terms.span)
         out = torch.empty_like(rows) if workspace is None else workspace.take(rows)
-        shift, inverse = (dead.view(-1, 1) - 1) / 2, INWARD / grid.delta
+        inverse = INWARD / delta
         for block in blocks(*rows.shape, on_cpu=weight.is_cpu):
             o = torch.mul(rows[block], part(inverse, block), out=out[block])
-            o.addcmul_(torch.sign(o), part(shift, block), value=-1)
-            o.round_().mul_(part(grid.delta, block))
+            o.addcmul_(torch.sign(o), part(terms.shift, block), value=-1)
+            o.round_().mul_(part(delta, block))
         result = from_rows(out, weight, order)
-        ctx.save_for_backward(weight, result, dead, grid.delta, grid.largest)
+        ctx.save_for_backward(weight, result, delta, terms.bits_error, terms.dead_error, terms.dead_sign)
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Return the straight-through gradients of the weight, the widths and the dead zone."""
-        weight, result, dead, delta, largest = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        """Return the straight-through gradients of the weight and of both logits."""
+        weight, result, delta, bits_error, dead_error, dead_sign = ctx.saved_tensors
         order = inner_order(weight)
         g, w, q = (as_rows(tensor, order) for tensor in (gradient, weight, result))
-        along_error, along_sign = torch.empty(len(w), 1).to(w), torch.empty(len(w), 1).to(w)
+        along_error, along_sign = w.new_empty(len(w), 1), w.new_empty(len(w), 1)
         for block in blocks(*w.shape, on_cpu=weight.is_cpu):
             error = q[block] - w[block]
             torch.sum(error.mul_(g[block]), 1, keepdim=True, out=along_error[block])
             torch.sum(torch.sign(w[block], out=error).mul_(g[block]), 1, keepdim=True, out=along_sign[block])
         if len(delta) == 1:
             along_error, along_sign = along_error.sum(0, keepdim=True), along_sign.sum(0, keepdim=True)
-        span = largest + dead.view(-1, 1) / 2
-        bits_gradient = -along_error * math.log(2) * (largest + 1) / span
-        dead_gradient = -along_sign * delta / 2 - along_error / (2 * span)
-        return gradient, bits_gradient.view(-1), dead_gradient.view(-1), None
+        of_bits = (along_error * bits_error).view(-1) if ctx.needs_input_grad[1] else None
+        of_dead = torch.addcmul(along_error * dead_error, along_sign.mul_(delta), dead_sign).view(-1)
+        return gradient, of_bits, of_dead, None, None
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Step sizes Δ and largest codes M, (out | 1, 1)."""
-
-    delta: Tensor
-    largest: Tensor
-
-
-def _grid(rows: Tensor, bits: Tensor, dead: Tensor) -> _Grid:
-    largest = torch.pow(2.0, bits.round().view(-1, 1) - 1) - 1
+def _step_sizes(rows: Tensor, span: Tensor) -> Tensor:
+    """Return Δ, (out | 1, 1), for ``rows`` (out, n)."""
     peak = row_max(rows)
-    if len(largest) == 1:
+    if len(span) == 1:
         peak = peak.amax(0, keepdim=True)
-    delta = (peak / (largest + dead.view(-1, 1) / 2)).clamp_min(torch.finfo(rows.dtype).tiny)
-    return _Grid(delta, largest)
+    return (peak / span).clamp_min_(torch.finfo(rows.dtype).tiny)
 
 
 class LearnedWidthQuantizer(nn.Module):
@@ -144,6 +162,7 @@ class LearnedWidthQuantizer(nn.Module):
         self.b_logit = nn.Parameter(self._logit(start).to(weight.dtype))
         self.d_logit = nn.Parameter(torch.zeros_like(self.b_logit))
         self._workspace = Workspace()
+        self._held: tuple[UnitTerms, tuple[int, int]] | None = None
 
     @property
     def granularity(self) -> Granularity:
@@ -163,7 +182,7 @@ class LearnedWidthQuantizer(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized ``weight`` (out, …)."""
         workspace = self._workspace if self.training and torch.is_grad_enabled() else None
-        result: Tensor = _LearnedQuantize.apply(weight, self.widths, self.dead_zone, workspace)
+        result: Tensor = _LearnedQuantize.apply(weight, self.b_logit, self.d_logit, self.terms(), workspace)
         return result
 
     @torch.no_grad()
@@ -171,20 +190,18 @@ class LearnedWidthQuantizer(nn.Module):
         """Put the logits where the widths are exactly ``bits`` (out | 1,)."""
         self.b_logit.copy_(self._logit(bits.to(torch.float64)))
 
-    @torch.no_grad()
-    def slope(self, logit: Tensor | None = None) -> Tensor:
-        """Return ∂b/∂b_logit, positive, at ``logit`` (by default the module's own)."""
-        span = self.bit_max - self.bit_min
-        slope = span * squash_slope(self.b_logit if logit is None else logit)
-        return slope.clamp_min(torch.finfo(slope.dtype).tiny)
+    def terms(self) -> UnitTerms:
+        """Return the terms of the logits: those held, as long as both logits are what they were made of."""
+        if self._held is not None and self._held[1] == self._versions():
+            return self._held[0]
+        return unit_terms(self.b_logit, self.d_logit, self.bit_min, self.bit_max)
 
-    @torch.no_grad()
-    def rate(self, b_logit: Tensor | None = None, d_logit: Tensor | None = None) -> Tensor:
-        """Return −∂L/∂b for each unit of Σ g·e, ln 2 · (M + 1) / (M + ρ/2), at the logits (by default its own)."""
-        width = squash(self.b_logit if b_logit is None else b_logit)
-        half = squash(self.d_logit if d_logit is None else d_logit) * (LARGEST_DEAD_ZONE / 2)
-        codes = torch.exp2((self.bit_min + (self.bit_max - self.bit_min) * width).round() - 1)
-        return math.log(2) * codes / (codes - 1 + half)
+    def hold(self, terms: UnitTerms) -> None:
+        """Use ``terms``, made of these logits for all layers at once, until a logit changes."""
+        self._held = terms, self._versions()
+
+    def _versions(self) -> tuple[int, int]:
+        return self.b_logit._version, self.d_logit._version
 
     @torch.no_grad()
     def bits(self) -> Tensor:
@@ -195,15 +212,21 @@ class LearnedWidthQuantizer(nn.Module):
     @torch.no_grad()
     def table(self, weight: Tensor) -> Tensor:
         """Return the step sizes Δ in use for ``weight``: (out | 1, 1)."""
-        return _grid(as_rows(weight, inner_order(weight)), self.widths, self.dead_zone).delta
+        return _step_sizes(as_rows(weight, inner_order(weight)), self.terms().span)
 
     def _logit(self, bits: Tensor) -> Tensor:
         span = self.bit_max - self.bit_min
         return unsquash((bits - self.bit_min) / span if span else torch.zeros_like(bits))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the workspace: a copy makes its own."""
-        return self.__dict__ | {"_workspace": Workspace()}
+        """Leave out workspace and held terms: a copy makes its own."""
+        return self.__dict__ | {"_workspace": Workspace(), "_held": None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LearnedWidthQuantizer:
+        """Move to a device or change the type, which no version tells of."""
+        self._held = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         """Say how the weight is quantized."""

@@ -32,7 +32,15 @@ import torch
 from torch import Tensor, nn
 
 from fairquant.config.quantization import BaqSection
-from fairquant.quantize.learned_widths import ENDS, learned_quantizers, squash, unsquash
+from fairquant.quantize.learned_widths import (
+    ENDS,
+    UnitTerms,
+    learned_quantizers,
+    squash,
+    squash_slope,
+    unit_terms,
+    unsquash,
+)  # fmt: skip
 from fairquant.quantize.width_budget import round_to_budget
 from fairquant.train.hooks import Hooks
 from fairquant.train.terms import LossBatch
@@ -59,10 +67,8 @@ class WidthControl(Hooks):
         self.target = self.assigned if section.target_bits is None else section.target_bits
         self.price = self.average().new_zeros(())
         self.savings: list[Tensor] = []
-        self._saving: dict[str, Tensor] = {}
+        self._saving = torch.zeros_like(self.price)
         self.step = self.last_learning_step = self.steps_per_epoch = self.batch = 0
-        self._slope: dict[str, Tensor] = {}
-        self._rate: dict[str, Tensor] = {}
         self._counts = [len(width) for width in self.start.values()]
         self._shares = torch.cat([torch.full_like(w, self.sizes[n] / self.total) for n, w in self.start.items()])
         self._refresh(self._lined_up("b_logit"), self._lined_up("d_logit"))
@@ -83,13 +89,6 @@ class WidthControl(Hooks):
         ]
         return self.section.bits_weight * torch.stack(distances).sum() / self.total
 
-    def _curvature(self, name: str, gradient: Tensor) -> Tensor:
-        """Return the gradient of a layer's width logits made of the scatter of z, with the price of a bit."""
-        slope, rate = self._slope[name], self._rate[name]
-        saving = (gradient / slope).square_().div_(rate).mul_(self.batch)  # rate · B z², z = −gradient / (slope · rate)
-        self._saving[name] = saving.sum()
-        return (self.price * (self.sizes[name] / self.total) - saving).mul_(slope)
-
     def begin(self, epochs: int, steps_per_epoch: int) -> None:
         """Fix the step at which the widths land."""
         self.steps_per_epoch = steps_per_epoch
@@ -102,11 +101,19 @@ class WidthControl(Hooks):
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
-        """Under a budget, put scatter and price in the place of the width logits' gradients."""
-        if self.section.regularizer == "budget":
-            for name, quantizer in self.quantizers.items():
-                if quantizer.b_logit.grad is not None:
-                    quantizer.b_logit.grad = self._curvature(name, quantizer.b_logit.grad)
+        """Under a budget, put scatter and price in the place of the width logits' gradients.
+
+        With s = ∂b/∂b_logit and c·s = −∂L/∂b_logit / z, a logit's gradient is −c s z, and what takes its place
+        (π n_u / N − c B z²) · s = π s n_u / N − B · gradient² / (c s).
+        """
+        learned = [q.b_logit for q in self.quantizers.values()]
+        if self._moves and any(logit.grad is not None for logit in learned):
+            given = [torch.zeros_like(logit) if logit.grad is None else logit.grad for logit in learned]
+            saved = torch.cat(given).square_().mul_(self.batch).div_(self._terms.bits_error.view(-1))
+            self._saving = -(saved / self._slope).sum()
+            driven = torch.split(saved.addcmul_(self.price, self._shares * self._slope), self._counts)
+            with_gradient = [n for n, logit in enumerate(learned) if logit.grad is not None]
+            torch._foreach_copy_([given[n] for n in with_gradient], [driven[n] for n in with_gradient])
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -116,10 +123,10 @@ class WidthControl(Hooks):
         if step <= self.last_learning_step and self.section.regularizer == "budget":
             widths = self._reprice(step, widths)
         self._put_back(widths, dead)
-        if step < self.last_learning_step:
-            self._refresh(widths, dead)
-        elif step == self.last_learning_step:
+        if step == self.last_learning_step:
             self._land()
+            widths = self._lined_up("b_logit")
+        self._refresh(widths, dead)
 
     @torch.no_grad()
     def _lined_up(self, logit: str) -> Tensor:
@@ -131,13 +138,13 @@ class WidthControl(Hooks):
         torch._foreach_copy_(logits, [*torch.split(widths, self._counts), *torch.split(dead, self._counts)])
 
     def _refresh(self, widths: Tensor, dead: Tensor) -> None:
-        """Keep slopes and rates of the logits for the next step's gradients."""
-        first = next(iter(self.quantizers.values()), None)
-        if first is not None:
-            slopes = torch.split(first.slope(widths), self._counts)
-            rates = torch.split(first.rate(widths, dead), self._counts)
-            self._slope = dict(zip(self.quantizers, slopes, strict=True))
-            self._rate = dict(zip(self.quantizers, rates, strict=True))
+        """Hand every layer its units' terms for the next step: small calls, made once for all layers."""
+        low, high = self.section.bit_min, self.section.bit_max
+        self._terms = unit_terms(widths, dead, low, high)
+        self._slope = squash_slope(widths).mul_(high - low)
+        by_layer = zip(*(torch.split(term, self._counts) for term in self._terms), strict=True)
+        for quantizer, terms in zip(self.quantizers.values(), by_layer, strict=True):
+            quantizer.hold(UnitTerms(*terms))
 
     def selectable(self, epoch: int) -> bool:
         """Only weights trained at the landed widths are kept."""
@@ -157,6 +164,11 @@ class WidthControl(Hooks):
             self._hold()
 
     @property
+    def _moves(self) -> bool:
+        """Whether the price moves widths: not where there is one width only."""
+        return self.section.regularizer == "budget" and self.section.bit_min < self.section.bit_max
+
+    @property
     def _landed(self) -> bool:
         return self.step >= self.last_learning_step
 
@@ -165,7 +177,7 @@ class WidthControl(Hooks):
         low, span = self.section.bit_min, self.section.bit_max - self.section.bit_min
         if step <= PRICING_STEPS or span == 0:
             if step <= PRICING_STEPS:
-                self.savings.append(torch.stack(list(self._saving.values())).sum())
+                self.savings.append(self._saving)
             self.price = torch.stack(self.savings).mean().clamp_min(torch.finfo(torch.float32).tiny)
             return unsquash((torch.cat(list(self.start.values())) - low) / max(span, 1))
         reached = min(1.0, step / max(1.0, ARRIVAL * self.last_learning_step))

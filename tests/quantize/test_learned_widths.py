@@ -20,6 +20,7 @@ from fairquant.quantize.learned_widths import (
     learned_quantizers,
     squash,
     squash_slope,
+    unit_terms,
     unsquash,
 )
 
@@ -113,8 +114,6 @@ class TestGradients:
         delta = peak / (largest + dead / 2)
         of_delta = ((g * (q - w)).flatten(1).sum(1)) / delta
         slope = 6 * squash_slope(module.b_logit.detach()).double()
-        torch.testing.assert_close(module.slope().double(), slope)
-        torch.testing.assert_close(module.rate().double(), math.log(2) * (largest + 1) / (largest + dead / 2))
         expected = of_delta * (-delta / (largest + dead / 2)) * math.log(2) * (largest + 1) * slope
         torch.testing.assert_close(module.b_logit.grad.double(), expected, rtol=1e-4, atol=1e-6)
         direct = -(g * w.sign()).flatten(1).sum(1) * delta / 2
@@ -131,7 +130,7 @@ class TestGradients:
         loss = (low(weight) - weight).square().sum()
         loss.backward()
         measured = (high(weight) - weight).square().sum() / loss
-        saving = -(low.b_logit.grad / low.slope()).sum()
+        saving = -(low.b_logit.grad / (6 * squash_slope(low.b_logit.detach()))).sum()
         predicted = saving / loss.detach()
         assert predicted.item() == pytest.approx(2 * math.log(2) * 8 / 7.5, rel=1e-3)  # −d ln(Δ²)/db
         assert measured.item() == pytest.approx((7.5 / 15.5) ** 2, rel=0.05)
@@ -158,6 +157,65 @@ class TestGradients:
         value.backward()
         for module in learned_quantizers(model).values():
             assert (module.b_logit.grad != 0).all() and (module.d_logit.grad != 0).all()
+
+
+class TestTerms:
+    @pytest.fixture
+    def module(self, weight):
+        module = quantizer(weight)
+        with torch.no_grad():
+            module.d_logit.copy_(torch.linspace(*ENDS, 6))
+        return module
+
+    def test_by_autograd_in_float64(self, module):
+        """Each term against the formulas of the docstring, their derivatives taken by torch."""
+        terms = module.terms()
+        width = module.widths.double().round()
+        logit = module.d_logit.detach().double().requires_grad_()
+        dead = 2 * squash(logit)
+        span = 2 ** (width - 1) - 1 + dead / 2
+        torch.testing.assert_close(terms.span.view(-1).double(), span.detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(terms.shift.view(-1).double(), (dead.detach() - 1) / 2, rtol=1e-6, atol=1e-6)
+        soft = module.b_logit.detach().double().requires_grad_()
+        (bits,) = torch.autograd.grad((2 + 6 * squash(soft)).sum(), soft)
+        by_error = -math.log(2) * 2 ** (width - 1) / span.detach() * bits
+        torch.testing.assert_close(terms.bits_error.view(-1).double(), by_error, rtol=1e-5, atol=0)
+        (of_dead,) = torch.autograd.grad(dead.sum(), logit)
+        torch.testing.assert_close(terms.dead_sign.view(-1).double(), -of_dead / 2, rtol=1e-5, atol=0)
+        by_dead = -of_dead / (2 * span.detach())
+        torch.testing.assert_close(terms.dead_error.view(-1).double(), by_dead, rtol=1e-5, atol=0)
+
+    def test_units_may_stand_in_one_column(self, module):
+        whole = unit_terms(module.b_logit, module.d_logit, 2, 8)
+        for term, first, rest in zip(
+            whole,
+            unit_terms(module.b_logit[:2], module.d_logit[:2], 2, 8),
+            unit_terms(module.b_logit[2:], module.d_logit[2:], 2, 8),
+            strict=True,
+        ):
+            torch.testing.assert_close(term, torch.cat([first, rest]), rtol=1e-6, atol=0)
+
+    def test_held_terms_are_used_until_a_logit_changes(self, module, weight):
+        fresh = module(weight).detach()
+        module.hold(unit_terms(module.b_logit, module.d_logit, 2, 8))
+        held = module.terms()
+        assert module.terms() is held
+        assert torch.equal(module(weight), fresh)
+        module.set_widths(torch.tensor([8] * 6))
+        assert module.terms() is not held
+        assert torch.equal(module.terms().span, unit_terms(module.b_logit, module.d_logit, 2, 8).span)
+
+    @pytest.mark.parametrize("change", ["d_logit", "type", "copy"])
+    def test_no_change_goes_unnoticed(self, module, change):
+        module.hold(unit_terms(module.b_logit, module.d_logit, 2, 8))
+        if change == "d_logit":
+            with torch.no_grad():
+                module.d_logit.add_(1)
+        module = {"d_logit": lambda: module, "type": module.double, "copy": lambda: copy.deepcopy(module)}[change]()
+        with torch.no_grad():
+            module.b_logit.fill_(0)
+        for got, expected in zip(module.terms(), unit_terms(module.b_logit, module.d_logit, 2, 8), strict=True):
+            assert torch.equal(got, expected)
 
 
 class TestModel:
