@@ -128,7 +128,7 @@ def wait_for_state(workspace: Workspace, name: str, *states: str) -> str:
         row = next(row for row in rows if name in row.split())
         if row.split()[-1] in states:
             return row.split()[-1]
-        time.sleep(1)
+        time.sleep(4)  # asking costs a second of a core that the run needs
     raise AssertionError(f"{name} is not {' or '.join(states)}: {row}")
 
 
