@@ -16,6 +16,7 @@ Widths may differ from weight to weight: they enter as tensors, never as a Pytho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,6 +63,14 @@ class Widths:
         )
         return Widths(part(self.largest, rows), pruned, sign, untouched, self.all_untouched, self.scheme)
 
+    def filled(self, values: Tensor, **special: float) -> Tensor:
+        """Return ``values``, of the shape of ``largest`` or a weight's, with others at the masks named."""
+        for name, value in special.items():
+            mask = getattr(self, name)
+            if mask is not None:
+                values = values.masked_fill(mask, value)
+        return values
+
 
 def widths_present(bits: Tensor) -> tuple[int, ...]:
     """Return the widths that occur in ``bits``, ascending.
@@ -106,16 +115,25 @@ def round_to_grid(weight: Tensor, grid: Grid, widths: Widths, out: Tensor, *, cl
     torch.div(weight, delta, out=out)
     out.round_()
     if zero is not None:  # always: an end may lie half a step outside the grid, and a tie be rounded to beyond it
-        torch.clamp(out, min=-zero, max=widths.largest - zero, out=out)
+        clip_(out, -zero, widths.largest - zero)
     elif clips:
-        torch.clamp(out, min=-widths.largest, max=widths.largest, out=out)
-    out.mul_(delta)
-    if widths.pruned is not None:
-        out.masked_fill_(widths.pruned, 0.0)
+        clip_(out, -widths.largest, widths.largest)
+    out.mul_(widths.filled(delta, pruned=0.0, sign=0.0))
     if widths.sign is not None:
-        torch.where(widths.sign, torch.where(weight < 0, -delta, delta), out, out=out)
+        _add_signs(out, weight, torch.where(widths.sign, delta, 0.0))
     if widths.untouched is not None:
         torch.where(widths.untouched, weight, out, out=out)
+
+
+def clip_(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clamp ``values`` between tensors, in place; on a CPU ``torch.clamp`` takes several times as long."""
+    torch.minimum(values, high, out=values)
+    return torch.maximum(values, low, out=values)
+
+
+def _add_signs(values: Tensor, weight: Tensor, size: Tensor) -> None:
+    """Add ±``size`` with the sign of ``weight``, + for 0, exactly where ``values`` is 0 or ``size`` is."""
+    values.addcmul_(torch.ge(weight, 0, out=torch.empty_like(values)), 2 * size).sub_(size)
 
 
 @dataclass(frozen=True)
@@ -165,39 +183,28 @@ class _FakeQuantize(torch.autograd.Function):
             grid = plan.grid_of(w, block)
             torch.mul(g, _passes(w, grid, widths, clips=plan.clips), out=passed[block])
             if step_gradient is not None and plan.add_step_gradient is not None:
-                plan.add_step_gradient(g * _step_derivative(w, grid.delta, widths), step_gradient, block)
+                plan.add_step_gradient(_step_derivative(w, grid.delta, widths).mul_(g), step_gradient, block)
         return from_rows(passed, weight, order), step_gradient, None
 
 
 def _passes(weight: Tensor, grid: Grid, widths: Widths, *, clips: bool) -> Tensor:
-    """Return where the gradient passes straight through."""
-    if not clips:
-        inside = torch.ones_like(weight, dtype=torch.bool)
-    elif grid.zero is None:
-        inside = weight.abs() <= widths.largest * grid.delta
-    else:
-        codes = weight / grid.delta
-        inside = (codes >= -0.5 - grid.zero) & (codes <= widths.largest - grid.zero + 0.5)
-    if widths.sign is not None:
-        inside |= widths.sign
-    if widths.untouched is not None:
-        inside |= widths.untouched
-    if widths.pruned is not None:
-        inside &= ~widths.pruned
-    return inside
+    """Return 1 where the gradient passes straight through, else 0; a mask of floats, ten times faster on a CPU."""
+    if grid.zero is None:
+        reach = widths.largest * grid.delta if clips else torch.full_like(widths.largest, math.inf)
+        return weight.abs().le_(widths.filled(reach, sign=math.inf, untouched=math.inf, pruned=-math.inf))
+    codes = weight / grid.delta
+    low = widths.filled(-0.5 - grid.zero, sign=-math.inf, untouched=-math.inf)
+    high = widths.filled(widths.largest - grid.zero + 0.5, sign=math.inf, untouched=math.inf, pruned=-math.inf)
+    return torch.ge(codes, low, out=torch.empty_like(codes)).mul_(codes.le_(high))
 
 
 def _step_derivative(weight: Tensor, delta: Tensor, widths: Widths) -> Tensor:
     """Return ∂ŵ/∂Δ weight by weight of symmetric grids (LSQ, equation 3; 1 bit: the sign; pruned and untouched: 0)."""
     v = weight / delta
-    inside = v.abs() <= widths.largest
-    rounded = torch.clamp(v.round(), min=-widths.largest, max=widths.largest)
-    derivative = torch.where(inside, rounded - v, rounded)
+    top = widths.largest.floor()  # 0 where there is no grid
+    derivative = clip_(v.round(), -top, top).sub_(v.abs().le_(top).mul_(v))
     if widths.sign is not None:
-        derivative = torch.where(widths.sign, torch.where(weight < 0, -1.0, 1.0).to(v.dtype), derivative)
-    for mask in (widths.pruned, widths.untouched):
-        if mask is not None:
-            derivative = derivative.masked_fill(mask, 0.0)
+        _add_signs(derivative, weight, widths.sign.to(derivative.dtype))
     return derivative
 
 

@@ -8,7 +8,14 @@ import torch
 
 from fairquant.errors import UserError
 from fairquant.quantize import rows as rows_module
-from fairquant.quantize.fake_quant import fake_quantize, prepare_widths
+from fairquant.quantize.fake_quant import (
+    Grid,
+    _passes,
+    _step_derivative,
+    fake_quantize,
+    prepare_widths,
+    round_to_grid,
+)
 
 
 def away_from_ties(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -124,3 +131,53 @@ def test_a_weight_that_is_not_dense_in_memory():
     assert torch.equal(
         fake_quantize(weight, torch.tensor(4), delta), fake_quantize(weight.contiguous(), torch.tensor(4), delta)
     )
+
+
+class TestArithmetic:
+    """What is computed without masks, as fast as a CPU can, against the formulas with ``torch.where``, bit for bit."""
+
+    @pytest.fixture(params=["per_channel", "per_param"])
+    def case(self, request):
+        generator = torch.Generator().manual_seed(5)
+        weight = torch.randn(32, 40, generator=generator)
+        weight[:, :4] = torch.tensor([0.0, -0.0, 3.0, -3.0])
+        shape = (32, 1) if request.param == "per_channel" else (32, 40)
+        bits = torch.tensor([0, 1, 2, 3, 8, 16, 32])[torch.randint(7, shape, generator=generator)]
+        delta = torch.rand(shape, generator=generator) + 0.05
+        zero = (torch.rand(shape, generator=generator) * 2.0 ** bits.clamp(max=16)).floor().clamp_(max=3)
+        return weight, bits, delta, zero.masked_fill_((bits < 2) | (bits == 32), 0)
+
+    @pytest.mark.parametrize("clips", [True, False])
+    @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+    def test_rounding_and_what_passes(self, case, scheme, clips):
+        weight, bits, delta, zero = case
+        widths = prepare_widths(bits, scheme=scheme)
+        low, high = -widths.largest, widths.largest
+        if scheme == "asymmetric":
+            low, high = -zero, widths.largest - zero
+        codes = (weight / delta).round()
+        if clips or scheme == "asymmetric":
+            codes = torch.maximum(low, torch.minimum(codes, high))
+        expected = torch.where(bits == 0, 0.0, codes * delta)
+        expected = torch.where(bits == 1, torch.where(weight < 0, -delta, delta), expected)
+        expected = torch.where(bits == 32, weight, expected)
+        out = torch.empty_like(weight)
+        grid = Grid(delta, zero if scheme == "asymmetric" else None)
+        round_to_grid(weight, grid, widths, out, clips=clips)
+        assert torch.equal(out, expected)
+
+        if scheme == "asymmetric":
+            inside = (weight / delta >= -0.5 - zero) & (weight / delta <= widths.largest - zero + 0.5)
+        else:
+            inside = (weight.abs() <= widths.largest * delta) | (not clips)
+        inside = (inside | (bits == 1) | (bits == 32)) & (bits != 0)
+        assert torch.equal(_passes(weight, grid, widths, clips=clips), inside.float())
+
+    def test_the_gradient_of_a_step(self, case):
+        weight, bits, delta, _ = case
+        widths = prepare_widths(bits)
+        v = weight / delta
+        inside = torch.where(v.abs() <= widths.largest, v.round() - v, v.sign() * widths.largest)
+        expected = torch.where(bits == 1, torch.where(weight < 0, -1.0, 1.0), inside)
+        expected = torch.where((bits == 0) | (bits == 32), 0.0, expected)
+        assert torch.equal(_step_derivative(weight, delta, widths), expected)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairquant.quantize.fake_quant import clip_
 from fairquant.quantize.scales._sorted_rows import RESOLUTION, SEARCH_COST, TEMPORARY, running_sums, sort_rows
 
 
@@ -104,6 +105,6 @@ class SignedRows:
 
     def _one_by_one(self, delta: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:
         codes = (self.values[:, None] / delta[:, :, None]).round_()
-        codes = torch.clamp(codes, min=-zero[:, :, None], max=levels - zero[:, :, None]).double()
+        codes = clip_(codes, -zero[:, :, None], levels - zero[:, :, None]).double()
         weighted = codes if self.factors is None else codes * self.factors[:, None]
         return (weighted * self.values.double()[:, None]).sum(2), (weighted * codes).sum(2)
