@@ -115,12 +115,12 @@ class Layout:
         def add(gradient: Tensor, total: Tensor, block: slice) -> None:
             sums = total.view(-1, len(self.columns))
             if self.whole:
-                sums += gradient.sum() * factor
+                sums.addcmul_(gradient.sum(), factor)
             elif self.slot is None:
-                sums[block] += gradient.sum(1, keepdim=True) * factor[block]
+                sums[block].addcmul_(gradient.sum(1, keepdim=True), factor[block])
             else:
                 new = torch.zeros_like(sums[block]).scatter_add_(1, self.slot[block].long(), gradient)
-                sums[block] += new * factor[block]
+                sums[block].addcmul_(new, factor[block])
 
         return apply_plan(weight, Plan(self.widths, self.looked_up(Grid(table)), True, add, workspace), scale)
 
