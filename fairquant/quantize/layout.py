@@ -160,9 +160,11 @@ def measure(plugin: ModuleType, weight: Tensor, widths: Widths, percentile: floa
     else:
         delta, zero = plugin.make_grid(weight, widths.largest, percentile=percentile)
     if widths.sign is not None:
-        chosen = widths.sign.expand(weight.shape)
-        total = torch.where(chosen, weight.abs(), 0.0).sum(1, keepdim=True, dtype=torch.float64)
-        mean = (total / chosen.sum(1, keepdim=True).clamp_min(1)).to(delta.dtype)
+        sizes = weight.abs()
+        one_width = widths.sign.shape[1] == 1
+        total = (sizes if one_width else sizes.mul_(widths.sign)).sum(1, keepdim=True, dtype=torch.float64)
+        count = weight.shape[1] if one_width else widths.sign.sum(1, keepdim=True).clamp_min(1)
+        mean = (total / count).to(delta.dtype)
         delta = torch.where(widths.sign, mean.clamp_min(torch.finfo(delta.dtype).tiny), delta)
     for mask in (widths.pruned, widths.untouched):
         if mask is not None:
