@@ -8,10 +8,12 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-emit-index
 # uv is given pip's own settings (index, certificates); no file of this repository names an index.
 UV := set -e; uv_env=$$($(BIN)/python scripts/uv_env.py); eval "$$uv_env"; export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; $(BIN)/
 
+TESTS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro suite test lint bench lock clean
+.PHONY: help setup setup-dev repro suite test coverage lint bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
@@ -27,9 +29,11 @@ repro: $(RUN)  ## run the whole pipeline and print the group table
 suite: $(RUN)  ## compare methods over seeds: make suite SUITE="--name first --methods fp32 fq_qat" (docs/suite.md)
 	$(BIN)/python -m scripts.suite $(SUITE)
 
-test: $(DEV)  ## run the tests with coverage (fails under 95 %)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term \
-		--cov-fail-under=95 $(PYTEST_ARGS)
+test: $(DEV)  ## run the tests (two processes, under 10 minutes on 2 cores)
+	$(TESTS) $(PYTEST_ARGS)
+
+coverage: $(DEV)  ## run the tests, measure what they cover, fail under 95 %
+	$(TESTS) --cov --cov-report=term --cov-fail-under=95 $(PYTEST_ARGS)
 
 lint: $(DEV)  ## check style, types, workflows, lock files and stage deps; needs no network
 	$(BIN)/ruff check .
