@@ -9,7 +9,6 @@ bound is held with ``SLACK``, the part of it that a median of few rounds moves b
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -94,16 +93,13 @@ def read_lines(path: Path) -> list[Row]:
 def worse(row: Row, committed: Row | None, *, same_machine: bool) -> str | None:
     """Return in what ``row`` is worse than it may be, or None.
 
-    That is: beyond what is wanted where the committed row is not, or worse than that by more than measuring varies.
-
     >>> now, then = (Row("demo", "a demonstration", r, 1.0, r, r, r, 5) for r in (1.3, 1.1))
     >>> worse(then, now, same_machine=True)
     >>> worse(now, then, same_machine=True)
     'ratio 1.30 is worse than the committed 1.10 by 18.2 %; allowed: 15 %'
     """
     reasons = []
-    most = math.inf if row.wanted is None else row.wanted * (1 + SLACK[row.unit])
-    if row.ratio > most and (committed is None or committed.ratio <= most):
+    if row.wanted is not None and row.ratio > row.wanted * (1 + SLACK[row.unit]):
         reasons.append(f"ratio {ratio_text(row.ratio)} is beyond what is wanted, ≤ {row.wanted:g}")
     if committed is not None:
         allowed = TOLERANCE[row.unit] if same_machine or row.unit != "s" else OTHER_MACHINE
