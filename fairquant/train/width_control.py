@@ -40,7 +40,7 @@ from fairquant.quantize.learned_widths import (
     squash_slope,
     unit_terms,
     unsquash,
-)  # fmt: skip
+)
 from fairquant.quantize.width_budget import round_to_budget
 from fairquant.train.hooks import Hooks
 from fairquant.train.terms import LossBatch
