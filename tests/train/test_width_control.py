@@ -135,6 +135,36 @@ def test_the_first_price_is_what_the_first_batches_would_save(network):
     assert control.price.item() > before  # above the target: bits get dearer
 
 
+class OnArrival(WidthControl):
+    """The same control acting on every gradient as backward hands it out, before any averaging."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.arrived = {}
+        for name, quantizer in self.quantizers.items():
+            quantizer.b_logit.register_hook(lambda g, name=name: self.arrived.__setitem__(name, g.clone()))
+
+    def before_step(self, step):
+        for name, gradient in self.arrived.items():
+            self.quantizers[name].b_logit.grad = gradient
+        self.arrived.clear()  # widths that have landed have no gradient any more
+        super().before_step(step)
+
+
+def test_one_process_computes_what_it_would_on_arrival(network, store, section):
+    """Bit for bit, through pricing, learning and landing: nothing happens between backward and the step."""
+    models, histories = [], []
+    for kind in (WidthControl, OnArrival):
+        model = network()
+        attach_learned(model, BitMap("per_channel", START), held=set(), bit_min=2, bit_max=8)
+        control = kind(model, SIZES, BaqSection(logit_lr=0.1, target_bits=5.0))
+        histories.append(train(model, store, section(epochs=12), control))
+        models.append(model.state_dict())
+    assert histories[0] == histories[1]
+    for name, value in models[0].items():
+        assert torch.equal(value, models[1][name]), name
+
+
 class Layerwise(WidthControl):
     """The same control acting on every layer's gradient as backward hands it out, with its own slope and rate."""
 
@@ -155,7 +185,7 @@ class Layerwise(WidthControl):
 
 
 def test_all_layers_at_once_are_driven_as_one_by_one(network, store, section):
-    """Through pricing, learning and landing, in one process: nothing happens between backward and the step."""
+    """Through pricing, learning and landing, with the slope and rate of each layer computed here: equal to rounding."""
     models, histories = [], []
     for kind in (WidthControl, Layerwise):
         model = network()
