@@ -151,18 +151,21 @@ class OnArrival(WidthControl):
         super().before_step(step)
 
 
+def driven(kind, network, store, section):
+    """Train with the control ``kind`` through pricing, learning and landing; return history and weights."""
+    model = network()
+    attach_learned(model, BitMap("per_channel", START), held=set(), bit_min=2, bit_max=8)
+    control = kind(model, SIZES, BaqSection(logit_lr=0.1, target_bits=5.0))
+    return train(model, store, section(epochs=12), control), model.state_dict()
+
+
 def test_one_process_computes_what_it_would_on_arrival(network, store, section):
     """Bit for bit, through pricing, learning and landing: nothing happens between backward and the step."""
-    models, histories = [], []
-    for kind in (WidthControl, OnArrival):
-        model = network()
-        attach_learned(model, BitMap("per_channel", START), held=set(), bit_min=2, bit_max=8)
-        control = kind(model, SIZES, BaqSection(logit_lr=0.1, target_bits=5.0))
-        histories.append(train(model, store, section(epochs=12), control))
-        models.append(model.state_dict())
-    assert histories[0] == histories[1]
-    for name, value in models[0].items():
-        assert torch.equal(value, models[1][name]), name
+    history, weights = driven(WidthControl, network, store, section)
+    other_history, other_weights = driven(OnArrival, network, store, section)
+    assert history == other_history
+    for name, value in weights.items():
+        assert torch.equal(value, other_weights[name]), name
 
 
 class Layerwise(WidthControl):
@@ -186,17 +189,13 @@ class Layerwise(WidthControl):
 
 def test_all_layers_at_once_are_driven_as_one_by_one(network, store, section):
     """Through pricing, learning and landing, with the slope and rate of each layer computed here: equal to rounding."""
-    models, histories = [], []
-    for kind in (WidthControl, Layerwise):
-        model = network()
-        attach_learned(model, BitMap("per_channel", START), held=set(), bit_min=2, bit_max=8)
-        control = kind(model, SIZES, BaqSection(logit_lr=0.1, target_bits=5.0))
-        histories.append(train(model, store, section(epochs=12), control))
-        models.append(model.state_dict())
-    losses = [[row.train_loss for row in history.rows] for history in histories]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    for name, value in models[0].items():
-        torch.testing.assert_close(value, models[1][name], rtol=1e-3, atol=1e-4, msg=name)
+    history, weights = driven(WidthControl, network, store, section)
+    other_history, other_weights = driven(Layerwise, network, store, section)
+    assert [row.train_loss for row in history.rows] == pytest.approx(
+        [row.train_loss for row in other_history.rows], rel=1e-4
+    )
+    for name, value in weights.items():
+        torch.testing.assert_close(value, other_weights[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_range_of_one_width_moves_nothing(network, store, section):
