@@ -7,22 +7,26 @@ carry a checksum of all that was written, so that a damaged file is never comput
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from fairquant.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 WRITERS = {
     "data/prepared/": "prepare",
@@ -121,6 +125,30 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+class CsvWriter:
+    """Writes rows of csv that ``csv.reader`` gives back as they were, to a text file opened with ``newline=""``.
+
+    A row with a carriage return is quoted whole: before Python 3.13 ``csv.writer`` leaves the sign bare where lines
+    end with a newline alone, and readers take it for the row's end.
+    """
+
+    def __init__(self, file: SupportsWrite[str]) -> None:
+        """Write to ``file``."""
+        self._plain = csv.writer(file, lineterminator="\n")
+        self._quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def writerow(self, row: Iterable[Any]) -> None:
+        """Write one row."""
+        values = list(row)
+        quoted = any(isinstance(value, str) and "\r" in value for value in values)
+        (self._quoting if quoted else self._plain).writerow(values)
+
+    def writerows(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Write each of ``rows``."""
+        for row in rows:
+            self.writerow(row)
+
+
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
     """Write ``value`` as indented JSON; NaN and infinity become null.
 
@@ -142,10 +170,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_text(path: str | Path) -> str:
-    """Read a text file of a stage; one that is missing or holds something else raises ``ArtifactError``."""
+    """Read a text file of a stage, line ends as they are; one that is missing or no text raises ``ArtifactError``."""
     try:
         with opening(path):
-            return Path(path).read_text(encoding="utf-8")
+            return Path(path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path}: not text ({error}); {anew(path)}") from None
 

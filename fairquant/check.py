@@ -8,7 +8,6 @@ in params.yaml, which would prove nothing, or of a run that exported nothing.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,13 @@ from typing import Any
 from fairquant.artifacts import read_json
 from fairquant.config import load_config
 from fairquant.config.base import Section
-from fairquant.errors import ArtifactError, UserError
+from fairquant.errors import ArtifactError
 from fairquant.evaluate.gates import limits
 from fairquant.report.cells import as_lines, as_text
 from fairquant.report.details import gate_table, harmed_line
 from fairquant.report.export_tables import accuracy_cells, agreement_line
 from fairquant.report.tables import group_table
+from fairquant.terminal import failed, show
 
 METRICS, EXPORT, PARAMS = "metrics/evaluate.json", "metrics/export.json", "params.yaml"
 
@@ -63,10 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluate = Record(read_json(options.metrics), options.metrics, config.gates)
         export = Record(read_json(options.export), options.export, config.export.gates, "export.gates", "export")
         text, passed = verdict(evaluate, export, params=options.params)
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(text)
+        show(text)
+    except Exception as error:
+        return failed(error)
     return 0 if passed else 1
 
 

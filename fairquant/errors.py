@@ -72,6 +72,16 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def one_line(error: BaseException) -> str | None:
+    r"""Return what to tell about a user's mistake or what the machine refused, or None where it may be a bug.
+
+    >>> one_line(DataError("labels.csv: not found;\nexpected a csv"))
+    'labels.csv: not found; expected a csv'
+    """
+    line = str(error) if isinstance(error, UserError) else explain(error)
+    return None if line is None else " ".join(line.split())
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     """Tell without importing torch, whose errors of this kind are plain RuntimeErrors on most devices."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, cast
 
 from fairquant.config import Config, load_config
-from fairquant.errors import UserError, explain
+from fairquant.errors import one_line
 
 
 class StageParams:
@@ -66,12 +66,12 @@ def run(
         with start(config):
             main(cast(Config, StageParams(config, reads)))
     except Exception as error:
-        line = str(error) if isinstance(error, UserError) else explain(error)
+        line = one_line(error)
         if line is None:
             raise
         with suppress(OSError):  # nobody reads any more, or the disk under the log is full
             if _speaks(os.environ):
-                print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)
+                print(f"error: {line}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from fairquant.errors import UserError
+from fairquant.terminal import failed
 
 Say = Callable[[str], None]
 """Prints one line on stderr, above a progress bar where there is one."""
@@ -22,9 +22,8 @@ def run(work: Callable[[Say], int]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return work(lambda line: tqdm.write(line, file=sys.stderr))
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    except Exception as error:
+        return failed(error)
     except KeyboardInterrupt:
         print("stopped: finished points are in the csv, the same command continues", file=sys.stderr)
         return 130

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from fairquant.artifacts import write_text
 from fairquant.config import Config, load_config
 from fairquant.cost.summary import Row, to_csv
 from fairquant.errors import UserError
+from fairquant.terminal import failed, show
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -266,12 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if getattr(options, name) < 1:
                 raise UserError(f"--{name}: got {getattr(options, name)}; allowed: 1 or more")
         text = to_csv(compare(options.workspace, engine=options.engine, batch=options.batch, repeats=options.repeats))
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(text, end="")
-    if options.csv is not None:
-        write_text(options.csv, text)
+        show(text.removesuffix("\n"))
+        if options.csv is not None:
+            write_text(options.csv, text)
+    except Exception as error:
+        return failed(error)
     return 0
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import dataclasses
 import io
 import logging
@@ -30,7 +29,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fairquant import plugins
-from fairquant.artifacts import write_text
+from fairquant.artifacts import CsvWriter, write_text
 from fairquant.config import Config
 from fairquant.config.load import check_classes, parse_config
 from fairquant.errors import UserError
@@ -39,6 +38,7 @@ from fairquant.evaluate.mitigation import mitigated
 from fairquant.evaluate.summary import metric_keys, summarise
 from fairquant.predictions import Predictions
 from fairquant.report.cells import as_markdown, percent
+from fairquant.terminal import failed, show
 from scripts.curves.points import parse_setting, with_settings
 from scripts.curves.session import Session
 from scripts.curves.workspace import Workspace, open_all
@@ -213,7 +213,7 @@ def _mean(values: Sequence[float | None]) -> str:
 def as_csv(rows: Sequence[Row]) -> str:
     """Return a line per row and measure: task, seed, table, bits, mitigation, measure, group, value."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = CsvWriter(out)
     writer.writerow(["task", "seed", "table", "bits", "mitigation", "measure", "group", "value"])
     for row in rows:
         values = [("accuracy", "", row.accuracy), *((name, "", value) for name, value in row.gaps.items())]
@@ -256,10 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                f"{percent(row.accuracy)}", file=sys.stderr)  # fmt: skip
         text = markdown(rows)
         write_text(options.out / "poster.md", text)
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(text)
+        show(text)
+    except Exception as error:
+        return failed(error)
     return 0
 
 

@@ -33,6 +33,7 @@ from fairquant.report.cells import as_markdown, escape, percent, points, with_in
 from fairquant.report.details import harmed_line
 from fairquant.report.export_tables import FILES, agreement_line, all_gates
 from fairquant.report.tables import gap_label
+from fairquant.terminal import failed, show
 
 PATH, EXPORT = "metrics/evaluate.json", "metrics/export.json"
 HEADER = ("quantized model", "n", "base %", "this change %", "difference", "note")
@@ -251,10 +252,9 @@ def main(arguments: list[str] | None = None) -> int:
         export = read_json(options.root / EXPORT)
         head = Results.of(read_json(options.root / PATH), name=PATH).with_files(export, name=EXPORT)
         base, reason = read_base(options.base, options.root)
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(comment(base, head, export, reason=reason), end="")
+        show(comment(base, head, export, reason=reason).removesuffix("\n"))
+    except Exception as error:
+        return failed(error)
     return 0
 
 

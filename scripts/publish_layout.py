@@ -10,10 +10,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fairquant.artifacts import atomic_path
+from fairquant.data.table import read_table
+from fairquant.errors import DataError
+from fairquant.terminal import failed
 
-def fairface(rows: list[dict[str, str]], source: Path, target: Path) -> None:
+Rows = Sequence[Mapping[str, str]]
+
+
+def fairface(rows: Rows, source: Path, target: Path) -> None:
     """Write fairface_label_train.csv, fairface_label_val.csv, train/ and val/."""
     for split in ("train", "val"):
         (target / split).mkdir(parents=True, exist_ok=True)
@@ -27,7 +35,7 @@ def fairface(rows: list[dict[str, str]], source: Path, target: Path) -> None:
                     writer.writerow([name, row["age"], row["gender"], row["race"], row["service_test"]])
 
 
-def ham10000(rows: list[dict[str, str]], source: Path, target: Path) -> None:
+def ham10000(rows: Rows, source: Path, target: Path) -> None:
     """Write HAM10000_metadata.csv and the two image folders."""
     parts = [target / f"HAM10000_images_part_{part}" for part in (1, 2)]
     for part in parts:
@@ -42,18 +50,45 @@ def ham10000(rows: list[dict[str, str]], source: Path, target: Path) -> None:
             writer.writerow([*values, row["localization"]])
 
 
-def main() -> None:
+FACES = ("image", "official_split", "age", "gender", "race", "service_test")
+LESIONS = ("image", "lesion_id", "dx", "dx_type", "age", "sex", "localization")
+LAYOUTS = {"fairface": (fairface, FACES), "ham10000": (ham10000, LESIONS)}
+"""What writes each layout, and the columns of labels.csv that it needs."""
+
+
+def publish(layout: str, source: Path, target: Path) -> None:
+    """Write the layout ``layout`` of the folder ``source`` as the new folder ``target``.
+
+    Raises:
+        DataError: labels.csv is absent or lacks a column, an image is absent, or ``target`` is there already.
+    """
+    write, columns = LAYOUTS[layout]
+    table = read_table(source / "labels.csv", layout=f"labels.csv with the columns {','.join(columns)}")
+    wrong = [*table.missing(columns), *table.problems]
+    if wrong:
+        raise DataError(f"{table.path}: {wrong[0].message}; allowed: the columns {','.join(columns)}")
+    absent = [row.values["image"] for row in table.rows if not (source / row.values["image"]).is_file()]
+    if absent:
+        raise DataError(f"{source / absent[0]}: not found ({len(absent)} images in all); allowed: all of labels.csv")
+    if target.exists():
+        raise DataError(f"{target}: is there already; allowed: a new folder")
+    with atomic_path(target) as partial:
+        write([row.values for row in table.rows], source, partial)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Read labels.csv of the source and write the published layout of the named data set."""
-    layouts = {"fairface": fairface, "ham10000": ham10000}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("layout", choices=sorted(layouts))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("layout", choices=sorted(LAYOUTS))
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    arguments = parser.parse_args()
-    with (arguments.source / "labels.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    layouts[arguments.layout](rows, arguments.source, arguments.target)
+    options = parser.parse_args(arguments)
+    try:
+        publish(options.layout, options.source, options.target)
+    except Exception as error:
+        return failed(error)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -18,9 +18,9 @@ from scripts import stage_deps
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    "errors", "plugins", "config", "presets", "artifacts", "devices", "parallel", "predictions", "data", "models",
-    "importance", "reduce", "allocate", "cost", "quantize", "train", "postprocess", "evaluate", "assign", "modes",
-    "export", "report", "stage", "check", "predict",
+    "errors", "terminal", "plugins", "config", "presets", "artifacts", "devices", "parallel", "predictions", "data",
+    "models", "importance", "reduce", "allocate", "cost", "quantize", "train", "postprocess", "evaluate", "assign",
+    "modes", "export", "report", "stage", "check", "predict",
 )  # fmt: skip
 STAGES = ("prepare", "pretrain", "baseline", "importance", "assign", "quantize", "evaluate", "export", "report")
 TORCH_FREE = (

@@ -72,6 +72,38 @@ def test_passed(write, capsys):
     assert out.endswith("Passed: 2 of 2 gates.\n")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_terminal(write, encoding):
+    gates = {"overall_drop": 0.03}
+    write(gates, record(gates))
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "fairquant.check"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u2212" in done.stdout and done.stdout.endswith(b"Passed: 1 of 1 gates.\n")
+
+
+@pytest.mark.parametrize(("limit", "code"), [(0.03, 0), (0.0, 1)])
+def test_a_reader_that_has_seen_enough_does_not_change_the_verdict(write, limit, code):
+    write({"overall_drop": limit}, record({"overall_drop": limit}))
+    command = f"{sys.executable} -m fairquant.check | true; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_output_that_is_full_proves_nothing(write):
+    gates = {"overall_drop": 0.03}
+    write(gates, record(gates))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fairquant.check"], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=full,
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: No space left on device; free some and run dvc repro again\n"
+
+
 def test_failed(write, capsys):
     gates = {"overall_drop": 0.03, "worst_group_drop": 0.05, "harmed_groups": 0}
     write(gates, record(gates))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fairquant import plugins
 
@@ -22,7 +22,14 @@ def _not_bool(value: object) -> object:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_not_bool)]
+def _countable(value: int) -> int:
+    """A count that a machine's integers hold."""
+    if abs(value) >= 2**63:
+        raise ValueError("a whole number of at most 18 digits")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_not_bool), AfterValidator(_countable)]
 Real = Annotated[float, BeforeValidator(_not_bool)]
 
 
@@ -64,7 +71,7 @@ def subset(value: object) -> object:
     _not_bool(value)
     try:
         amount = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         amount = -1.0
     if 0 < amount <= 1:
         return amount

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fairquant import plugins
 from fairquant.config.schema import Config
+from fairquant.config.yaml_core import read_yaml
 from fairquant.errors import ConfigError
 
 PLAIN_WORDS = {
@@ -91,13 +91,14 @@ def _names(meta: Path, key: str) -> list[str]:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; run from the folder that holds params.yaml") from None
     except OSError as error:
         raise ConfigError(f"{path}: not readable ({error.strerror}); allowed: a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    return read_yaml(text, source=str(path))
 
 
 def _option_mistakes(values: Mapping[str, Any]) -> list[str]:

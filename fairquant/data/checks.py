@@ -111,7 +111,10 @@ def _path(sample: RawSample) -> str:
 
 
 def check_names(raw: RawDataset) -> list[Problem]:
-    """Report labels, and values of a group column, that are one to people and two to a computer: "1" and "1.0"."""
+    """Report values that are one to people and two to a computer, "1" and "1.0", of a label, group or split_by column.
+
+    Of two spellings of a patient one could be trained on and the other tested.
+    """
     known = frozenset(raw.classes)
     columns = {"label": {sample.label for sample in raw.samples} & known}
     columns |= {
@@ -119,8 +122,9 @@ def check_names(raw: RawDataset) -> list[Problem]:
         for place, column in enumerate(raw.group_columns)
     }
     problems = []
+    columns["split_by column"] = {sample.cluster or "" for sample in raw.samples}
     for where, values in columns.items():
-        for names in alike(values, spelling):
+        for names in alike(values, same_id if where == "split_by column" else spelling):
             text = f"the {where} has {' and '.join(map(repr, names))}; allowed: one spelling of a value"
             problems.append(Problem("value spelled in two ways", 0, names[0], text, fatal=True))
     return problems
@@ -146,6 +150,16 @@ def spelling(text: str) -> str:
     """
     seen = " ".join(unicodedata.normalize("NFC", text).split())
     return str(Decimal(seen).normalize()) if _NUMBER.fullmatch(seen) else seen
+
+
+def same_id(text: str) -> str:
+    """Return ``text`` as ``spelling`` does, but for numbers of other forms: the ids 1e3 and 1000, 7 and 07 are two.
+
+    >>> same_id("p 3 "), same_id("3.0"), same_id("07"), same_id("1e3")
+    ('p 3', '3', '07', '1e3')
+    """
+    seen = " ".join(unicodedata.normalize("NFC", text).split())
+    return re.sub(r"^([0-9]+)\.0*$", r"\1", seen)
 
 
 def one_class(name: str) -> Problem:

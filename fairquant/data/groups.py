@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from fairquant.data.raw import Problem, natural_key
+from fairquant.data.raw import NaturalKey, Problem, natural_key
 from fairquant.errors import DataError
 
 GROUP_JOIN = " × "
@@ -33,7 +33,7 @@ def order_names(
         DataError: two different combinations of values have the same name.
     """
 
-    def place(column: str, value: str) -> tuple[int, tuple[tuple[str | int, ...], str]]:
+    def place(column: str, value: str) -> tuple[int, NaturalKey]:
         order = known.get(column, ())
         return (order.index(value) if value in order else len(order)), natural_key(value)
 

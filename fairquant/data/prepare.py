@@ -5,7 +5,6 @@ Everything wrong with the source is collected and told at once (``DataError``); 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
@@ -115,9 +114,10 @@ def _write_images(folder: Path, selection: Selection, ledger: Ledger, config: Co
     ledger.problems += [samples[i].problem("unreadable image", samples[i].id, text) for i, text in errors.items()]
     ledger.dropped["unreadable image"] += len(errors)
     kept = selection.without(errors)
+    left = kept.check() + kept.shortage(config.data.min_group_size, without=selection)
     if ledger.drop:
-        ledger.problems += kept.check()
-    if not ledger.drop or kept.check():
+        ledger.problems += left
+    if not ledger.drop or left:
         _raise(ledger.problems, out)
     _compact(path, np.setdiff1d(np.arange(len(samples)), list(errors)))
     return kept
@@ -173,7 +173,7 @@ def _write_table(path: Path, selection: Selection) -> None:
     samples = [selection.raw.samples[position] for position in selection.positions.tolist()]
     columns = list(dict.fromkeys(column for sample in samples for column in sample.attributes))
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = artifacts.CsvWriter(file)
         writer.writerow([*COLUMNS, *_renamed(columns)])
         codes = zip(
             samples, selection.labels.tolist(), selection.groups.tolist(), selection.splits.tolist(), strict=True
@@ -212,8 +212,8 @@ def channel_statistics(images: Iterable[np.ndarray]) -> tuple[list[float], list[
     total = histogram.sum(axis=1)
     mean = (histogram @ values) / total
     variance = (histogram * (values - mean[:, None]) ** 2).sum(axis=1) / total
-    std = np.where(variance > 0, np.sqrt(variance), 1.0)
-    return [round(float(m), 6) for m in mean], [round(float(s), 6) for s in std]
+    std = [round(float(s), 6) for s in np.sqrt(variance)]
+    return [round(float(m), 6) for m in mean], [s or 1.0 for s in std]
 
 
 def shared_images(images: Iterable[np.ndarray], splits: Sequence[str]) -> int:

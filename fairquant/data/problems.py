@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def summarise(problems: Sequence[Problem], *, full_list: Path) -> str:
         kinds.setdefault(problem.kind, []).append(problem)
     parts = "; ".join(_describe(kind, found) for kind, found in kinds.items())
     noun = "problem" if len(problems) == 1 else "problems"
-    drop = "" if all(problem.fatal for problem in problems) else ", or set data.bad_rows: drop"
+    drop = "" if any(problem.fatal for problem in problems) else ", or set data.bad_rows: drop"
     return f"{len(problems)} {noun} in the data: {parts}; full list: {full_list}; mend them{drop}"
 
 
@@ -52,7 +51,7 @@ def _short(value: str) -> str:
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
     """Write the full list as csv with the columns row, kind, value, message; atomically."""
     with artifacts.atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = artifacts.CsvWriter(file)
         writer.writerow(["row", "kind", "value", "message"])
         for problem in problems:
             place = f"{problem.table}: " if problem.table else ""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fairquant.errors import DataError
 
+NaturalKey = tuple[tuple[str | tuple[int, str], ...], str]
 Pixels = npt.NDArray[np.uint8]
 ImageSource = Path | Callable[[], Image.Image | Pixels]
 """A file, or a picklable function that returns a PIL image or a uint8 array (H, W) or (H, W, C).
@@ -115,14 +116,20 @@ class RawDataset:
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
-def natural_key(text: str) -> tuple[tuple[str | int, ...], str]:
+def natural_key(text: str) -> NaturalKey:
     """Return a sort key that puts "9" before "10" and "3-9" before "10-19".
 
     >>> sorted(["10-19", "3-9", "more than 70", "0-2"], key=natural_key)
     ['0-2', '3-9', '10-19', 'more than 70']
     """
     parts = re.split(r"([0-9]+)", text)
-    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts)), text
+    return tuple(_size(part) if index % 2 else part for index, part in enumerate(parts)), text
+
+
+def _size(digits: str) -> tuple[int, str]:
+    """Return a key that orders whole numbers of any length: the longer is larger, then the one that sorts later."""
+    plain = digits.lstrip("0")
+    return len(plain), plain
 
 
 def natural_order(values: Sequence[str]) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from fairquant.config.schema import DataSection
 from fairquant.data.checks import Found, check_clusters, check_files, check_names, check_presence, check_rows, one_class
 from fairquant.data.groups import OTHER, group_name, order_names, small_group_problem, small_groups
 from fairquant.data.raw import Problem, RawDataset
-from fairquant.data.splits import Ints, Names, assign_splits, stratified_subset, subset_count
+from fairquant.data.splits import SPLITS, Ints, Names, assign_splits, stratified_subset, subset_count
 from fairquant.errors import DataError
 
 DEBUG_COUNTS = {"train": 256, "val": 64, "test": 96}
@@ -41,7 +41,10 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Selection:
-    """The samples to decode: positions in ``raw.samples`` and, aligned with them, label, group and split."""
+    """The samples to decode: positions in ``raw.samples`` and, aligned with them, label, group and split.
+
+    ``sizes`` holds how many samples each group has before subsets are taken.
+    """
 
     raw: RawDataset
     positions: Ints
@@ -51,6 +54,7 @@ class Selection:
     splits: Names
     merged: tuple[str, ...]
     split_source: str
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, rows: Iterable[int]) -> Selection:
         """Return the selection less the given rows of it."""
@@ -59,19 +63,45 @@ class Selection:
 
     def at(self, rows: Ints) -> Selection:
         """Return the selection of the given rows of it."""
-        kept = (self.positions[rows], self.labels[rows], self.groups[rows], self.group_names, self.splits[rows])
-        return Selection(self.raw, *kept, merged=self.merged, split_source=self.split_source)
+        return replace(
+            self,
+            positions=self.positions[rows],
+            labels=self.labels[rows],
+            groups=self.groups[rows],
+            splits=self.splits[rows],
+        )
 
     def check(self) -> list[Problem]:
         """Return one problem for each group absent from a split."""
         names = [self.group_names[index] for index in self.groups]
         return check_presence(names, self.splits.tolist(), self.group_names)
 
+    def shortage(self, minimum: int, *, without: Selection) -> list[Problem]:
+        """Return what is too little here and was enough in ``without``: samples of a group, classes."""
+        problems = []
+        lost = without.counts() - self.counts()
+        for name in sorted(lost, key=self.group_names.index):
+            left = self.sizes[name] - lost[name]
+            if 0 < left < minimum:
+                text = (
+                    f"the group {name!r} has {left} samples that can be read; allowed: at least "
+                    f"data.min_group_size {minimum}: mend its images, or lower it"
+                )
+                problems.append(Problem("small group", 0, name, text, fatal=True))
+        if len(np.unique(self.labels)) == 1 and len(np.unique(without.labels)) > 1:
+            problems.append(one_class(self.raw.classes[self.labels[0]]))
+        return problems
+
+    def counts(self) -> Counter[str]:
+        """Return how many samples each group has."""
+        return Counter(self.group_names[index] for index in self.groups.tolist())
+
 
 def select(raw: RawDataset, section: DataSection, ledger: Ledger, *, debug: bool) -> Selection:
     """Apply every rule but decoding; what is wrong is noted in ``ledger``, and rows that are wrong are left out."""
     ledger.problems += [*raw.problems, *check_names(raw)]
-    ledger.dropped.update(problem.kind for problem in raw.problems)
+    rows = {(problem.table, problem.row): problem.kind for problem in reversed(raw.problems) if problem.row}
+    ledger.dropped.update(rows.values())
     keep = ledger.remove(np.arange(len(raw.samples)), check_rows(raw))
     members = {position: group_name(raw.samples[position].groups) for position in keep.tolist()}
     names = order_names([raw.samples[p].groups for p in keep.tolist()], raw.group_columns, raw.group_order)
@@ -82,7 +112,8 @@ def select(raw: RawDataset, section: DataSection, ledger: Ledger, *, debug: bool
         ledger.problems.append(one_class(raw.classes[labels[0]]))
     splits, split_source = _split(raw, keep, labels, groups, section)
     selection = Selection(raw, keep, labels, groups, names, splits, merged, split_source)
-    return _subsets(_drop_absent(selection, ledger), section, ledger, debug=debug)
+    selection = _drop_absent(selection, ledger)
+    return _subsets(replace(selection, sizes=selection.counts()), section, ledger, debug=debug)
 
 
 def _codes(names: Sequence[str], values: Iterable[str]) -> Ints:
@@ -114,13 +145,14 @@ def _apply_minimum_size(
 def _split(raw: RawDataset, keep: Ints, labels: Ints, groups: Ints, section: DataSection) -> tuple[Names, str]:
     samples = [raw.samples[position] for position in keep.tolist()]
     given = [sample.split or "" for sample in samples]
-    kinds = set(given) - {""}
+    kinds = {sample.split or "" for sample in raw.samples} & set(SPLITS)
     clusters = [sample.cluster or "" for sample in samples] if any(sample.cluster for sample in samples) else None
     splits = assign_splits(
         labels,
         groups,
         clusters=clusters,
         given=given if kinds else None,
+        published=kinds,
         val_fraction=section.val_fraction,
         test_fraction=section.test_fraction,
         seed=section.seed,
@@ -157,8 +189,7 @@ def _forget_groups(selection: Selection, gone: Sequence[str]) -> Selection:
     old = [selection.group_names[index] for index in selection.groups]
     rows = np.flatnonzero(~np.isin(selection.groups, [selection.group_names.index(name) for name in gone]))
     groups = _codes(names, [old[row] for row in rows])
-    kept = selection.at(rows)
-    return Selection(kept.raw, kept.positions, kept.labels, groups, names, kept.splits, kept.merged, kept.split_source)
+    return replace(selection.at(rows), groups=groups, group_names=names)
 
 
 def _subsets(selection: Selection, section: DataSection, ledger: Ledger, *, debug: bool) -> Selection:

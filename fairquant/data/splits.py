@@ -7,7 +7,7 @@ unit, and no random draw decides it (systematic sampling, Madow & Madow 1944).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ def assign_splits(
     *,
     clusters: Sequence[str] | None = None,
     given: Sequence[str] | None = None,
+    published: Collection[str] | None = None,
     val_fraction: float,
     test_fraction: float,
     seed: int,
@@ -36,6 +37,8 @@ def assign_splits(
         clusters: samples with equal values stay on one side, (N,); ``None`` where each stands alone.
         given: the publisher's split, (N,). All three are used as they are; train and test only: val is split from
             train; train and val only: the publisher's val is the test and val is split from train.
+        published: which of the three the publisher gives, also where no sample of one is left; those in ``given``
+            where ``None``.
         val_fraction: share of all samples that validate; of the published train part where ``given``.
         test_fraction: share of all samples that test; unused where ``given``.
         seed: decides the draw; the same seed and samples give the same splits.
@@ -48,7 +51,7 @@ def assign_splits(
         val_share = val_fraction / (1 - test_fraction)
     else:
         splits[:] = given
-        if "val" in given and "test" in given:
+        if {"val", "test"} <= set(given if published is None else published):
             return splits
         splits[(splits == "val") | (splits == "test")] = "test"
         val_share = val_fraction

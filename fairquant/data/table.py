@@ -66,7 +66,7 @@ def read_table(path: Path, *, layout: str, shrink: Callable[[Row], Row] | None =
     with _open(path, layout) as file:
         reader = csv.reader(file, strict=True)
         try:
-            header = next(reader, [])
+            header = next((line for line in reader if line), [])
             _check_header(path, header)
             for number, values in enumerate((line for line in reader if line), start=1):
                 problem = _row_problem(path, number, values, len(header))

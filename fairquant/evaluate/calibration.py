@@ -80,6 +80,10 @@ def expected_calibration_error(predictions: SplitPredictions, *, groups: Sequenc
     return ratio(np.abs(total).sum(axis=1), np.bincount(predictions.groups, minlength=len(groups)))
 
 
+DIGITS = 10
+"""Decimals of log-odds that rank samples: what differs less does so by rounding, and ties."""
+
+
 def area_under_curve(scores: npt.ArrayLike, positives: npt.ArrayLike) -> float | None:
     """Return the area under the ROC curve of ``scores`` (N,) for boolean ``positives`` (N,); None if all are alike.
 
@@ -95,17 +99,23 @@ def area_under_curve(scores: npt.ArrayLike, positives: npt.ArrayLike) -> float |
     return above / (n_positive * (n - n_positive))
 
 
+def _log_odds(logits: Floats, positive: int) -> Floats:
+    """Return log p / (1 − p) of the class ``positive``, (N,); equal where probabilities are, whatever the logits."""
+    others = np.sort(np.delete(logits, positive, axis=1) - logits[:, [positive]], axis=1)
+    odds: Floats = -np.logaddexp.reduce(others, axis=1).round(DIGITS)
+    return odds
+
+
 def _group_auc(
     predictions: SplitPredictions, groups: Sequence[str], positive: int, usable: npt.NDArray[np.bool_]
 ) -> Floats:
     """Return each group's AUC; log-odds rank like the probability but do not run into 1.0, where all would tie."""
     logits = predictions.logits.astype(np.float64)
-    scores = logits[:, positive] - np.logaddexp.reduce(np.delete(logits, positive, axis=1), axis=1)
     positives = predictions.labels == positive
     values = np.full(len(groups), np.nan)
     for g in np.flatnonzero(usable):
         member = predictions.groups == g
-        area = area_under_curve(scores[member], positives[member])
+        area = area_under_curve(_log_odds(logits[member], positive), positives[member])
         values[g] = np.nan if area is None else area
     warn_null("auc", "one class only", groups, usable & np.isnan(values))
     return values

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairquant.artifacts import write_text
+from fairquant.artifacts import CsvWriter, write_text
 from fairquant.config.schema import EvaluateSection
 from fairquant.errors import ArtifactError
 from fairquant.evaluate import gaps
@@ -186,7 +185,7 @@ def _ends(interval: Mapping[str, Any] | None, when: str) -> tuple[float | None, 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = CsvWriter(out)
     writer.writerow(header)
     writer.writerows([f"{item:.6g}" if isinstance(item, float) else item for item in row] for row in rows)
     write_text(path, out.getvalue())

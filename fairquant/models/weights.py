@@ -6,13 +6,11 @@ Torch files are read with ``weights_only=True``: nothing in them is executed.
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,7 +27,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read tensors by name from ``path``, on the CPU.
 
     ``state_dict``/``model``/``model_state_dict``/``net`` wrappings and ``module.``/``_orig_mod.`` prefixes are removed.
-    Raises ``UserError`` for a file that is missing, unreadable or holds anything but tensors.
+    Raises ``UserError`` for a file that is missing, unreadable or holds anything but plain tensors of finite numbers.
     """
     file = Path(path)
     if not file.is_file():
@@ -37,10 +35,25 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     state = _unwrap(_read(file))
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{path}: got {type(state).__name__}; allowed: a state dict (tensors by name)")
-    strange = sorted(str(key) for key, value in state.items() if not isinstance(value, Tensor))
+    strange = sorted(str(k) for k, value in state.items() if not (isinstance(k, str) and isinstance(value, Tensor)))
     if strange:
         raise UserError(f"{path}: got keys that hold no tensor ({_some(strange)}); allowed: a state dict of tensors")
+    _check_numbers(state, str(path))
     return _strip(dict(state))
+
+
+def _check_numbers(state: Mapping[str, Tensor], path: str) -> None:
+    """Refuse tensors whose numbers cannot be those of a model: of other kinds than plain real ones, or not finite."""
+    other = [key for key, value in state.items() if not _is_plain(value)]
+    if other:
+        raise UserError(f"{path}: got tensors that are quantized, sparse or complex ({_some(other)}); allowed: plain")
+    wild = [key for key, value in state.items() if value.is_floating_point() and not value.float().isfinite().all()]
+    if wild:
+        raise UserError(f"{path}: got weights that are NaN or infinite ({_some(wild)}); allowed: finite ones")
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout is torch.strided and not (value.is_quantized or value.is_meta or value.is_complex())
 
 
 def _read(file: Path) -> Any:
@@ -48,7 +61,9 @@ def _read(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return load_file(str(file))
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes the readers raise almost anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{file}: not readable as weights ({reason}); allowed: a safetensors file, or a torch file that holds "

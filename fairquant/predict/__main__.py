@@ -7,12 +7,10 @@ stderr, the others are predicted; 2: a mistake, nothing is written.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
@@ -21,6 +19,7 @@ from fairquant.export.runtimes import RUNTIMES
 from fairquant.predict.images import Unreadable, find_images
 from fairquant.predict.output import Write, csv_writer, printable, table_writer, written_whole
 from fairquant.predict.predictor import Predictor
+from fairquant.terminal import any_text, silence
 
 SOON = 2.0
 """Seconds after which progress is shown."""
@@ -36,9 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever reads our output has seen enough; the interpreter must not complain when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        silence()
         return 0
+    except OSError as error:
+        _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        silence()
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,15 +52,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
     parser.add_argument("--top", type=_count, default=1, help="classes shown for an image in the table, default 1")
     parser.add_argument("--runtime", choices=sorted(RUNTIMES), default="onnxruntime", help="default onnxruntime")
-    parser.add_argument("--threads", type=_count, help="default: one for each available core")
+    parser.add_argument("--threads", type=_threads, help="default: one for each available core")
     parser.add_argument("--batch-size", type=_count, help="default 16; 1 where activations have dynamic ranges")
     return parser
 
 
 def _count(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
+    return _whole(text, 1_000_000)
+
+
+def _threads(text: str) -> int:
+    return _whole(text, 1024)
+
+
+def _whole(text: str, most: int) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 4300 else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number, at least 1")
+    if number > most:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: at most {most}")
     return number
 
 
@@ -87,17 +100,9 @@ def _output(options: argparse.Namespace, predictor: Predictor, images: Sequence[
         with written_whole(Path(options.out), keep=[Path(options.model), *images]) as file:
             yield csv_writer(file, classes)
         return
-    stream = _any_text(sys.stdout)
+    stream = any_text(sys.stdout)
     yield csv_writer(stream, classes) if options.out else table_writer(stream, classes, images, options.top)
     stream.flush()
-
-
-def _any_text(stream: TextIO) -> TextIO:
-    """Return ``stream``, which from now on writes what its encoding lacks with backslashes."""
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
-    return stream
 
 
 @contextmanager
@@ -109,7 +114,7 @@ def _progress(total: int, out: str | None) -> Iterator[Callable[[], object]]:
 
 
 def _complain(text: str) -> None:
-    tqdm.write(f"error: {printable(text)}", file=_any_text(sys.stderr))
+    tqdm.write(f"error: {printable(text)}", file=any_text(sys.stderr))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,10 @@ def find_images(arguments: Iterable[str | Path], *, recursive: bool = False) -> 
             found.append(path)
         else:
             raise DataError(f"{path}: not found; allowed: image files and folders of images")
-    return list(dict.fromkeys(found))
+    first: dict[str, Path] = {}
+    for path in found:
+        first.setdefault(os.path.abspath(path), path)
+    return list(first.values())
 
 
 def _in_folder(folder: Path, recursive: bool) -> list[Path]:

@@ -8,13 +8,12 @@ printed are shown with backslashes.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from fairquant.artifacts import atomic_path
+from fairquant.artifacts import CsvWriter, atomic_path
 from fairquant.errors import UserError
 from fairquant.predict.predictor import Prediction
 
@@ -36,7 +35,7 @@ def columns(classes: Sequence[str]) -> list[str]:
 
 def csv_writer(file: TextIO, classes: Sequence[str]) -> Write:
     """Write the header to ``file`` and return what writes one row."""
-    writer = csv.writer(file, lineterminator="\n")
+    writer = CsvWriter(file)
     writer.writerow(columns(classes))
 
     def write(prediction: Prediction) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from fairquant.artifacts import CsvWriter
 from fairquant.errors import ArtifactError
 from fairquant.evaluate.change import compare
 from fairquant.evaluate.loss import group_loss
@@ -203,5 +204,5 @@ def _row(cells: Sequence[str], where: str) -> StudyRow:
 
 def _line(cells: Iterable[str]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(cells)
+    CsvWriter(out).writerow(cells)
     return out.getvalue()

@@ -5,14 +5,13 @@ Equal rows give equal bytes.
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairquant.artifacts import write_text
+from fairquant.artifacts import CsvWriter, write_text
 from fairquant.importance.maps import ImportanceMaps
 from fairquant.predictions import Predictions
 from fairquant.report.analysis import JOIN, Grid, by_model, widths_of
@@ -203,5 +202,5 @@ def _latex(grid: Grid, found: Found, samples: Cells, note: str) -> str:
 def as_csv(rows: Sequence[Sequence[object]]) -> str:
     """Return csv; None is an empty field, numbers have all their digits."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
+    CsvWriter(out).writerows(rows)
     return out.getvalue()

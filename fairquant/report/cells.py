@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 TEXT_WIDTH = 120
 """Columns of a text table."""
 
-MARKDOWN_SIGNS = "\\&|*_`<>[]$~"
+MARKDOWN_SIGNS = "\\&|*_`<>[]$~#"
 
 
 def percent(value: float | None) -> str:

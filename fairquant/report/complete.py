@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fairquant.artifacts import CsvWriter
 from fairquant.report.tables import group_rows
 
 GROUP_COLUMNS = (
@@ -39,7 +39,7 @@ def classes_csv(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = CsvWriter(out)
     writer.writerow(header)
     writer.writerows([_cell(value) for value in row] for row in rows)
     return out.getvalue()

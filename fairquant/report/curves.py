@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fairquant.artifacts import CsvWriter
 from fairquant.errors import ArtifactError
 
 Key = tuple[str, int, str, bool, float]
@@ -238,5 +239,5 @@ def _written(value: Any) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(cells)
+    CsvWriter(out).writerow(cells)
     return out.getvalue()

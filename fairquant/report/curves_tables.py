@@ -7,12 +7,11 @@ far the seed does.
 
 from __future__ import annotations
 
-import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fairquant.artifacts import write_text
+from fairquant.artifacts import CsvWriter, write_text
 from fairquant.report.cells import as_markdown, percent, points, with_interval
 from fairquant.report.curves import CurveRow
 from fairquant.report.curves_duel import duel_table
@@ -129,8 +128,13 @@ def markdown(tasks: Tasks, plots: Mapping[str, str], rivals: Sequence[str] = ())
             if len(duels) > 1:
                 parts += [f"### {state}: worst group against the best of {', '.join(rivals)}", as_markdown(duels)]
             parts += [f"### {state}: real packed MB", _full_size(part), as_markdown(size_table(part))]
-        parts += [f"![{text}]({name})" for name, text in plots.items() if text.startswith(f"{task}: ")]
+        parts += [f"![{text}]({name})" for name, text in plots.items() if _task_of(text, tasks) == task]
     return "\n\n".join(parts) + "\n"
+
+
+def _task_of(caption: str, tasks: Iterable[str]) -> str | None:
+    """Return the task a caption begins with; of "a" and "a: b" the longer."""
+    return max((task for task in tasks if caption.startswith(f"{task}: ")), key=len, default=None)
 
 
 def _full_size(curves: Curves) -> str:
@@ -150,7 +154,7 @@ def _cell(summary: Summary | None, show: Callable[[float | None], str], most: in
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(
+    CsvWriter(out).writerows(
         [f"{item:.8g}" if isinstance(item, float) else "" if item is None else item for item in row] for row in rows
     )
     return out.getvalue()

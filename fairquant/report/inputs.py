@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def read_csv(path: Path) -> tuple[Row, ...]:
     Raises:
         ArtifactError: no file, no text, not the columns of a file of that name, or a row of another length.
     """
-    reader = csv.DictReader(read_text(path).splitlines())
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     columns, expected = tuple(reader.fieldnames or ()), COLUMNS.get(path.name, ())
     if not set(expected) <= set(columns):
         got = ", ".join(columns) or "none"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairquant.artifacts import write_text
+from fairquant.artifacts import CsvWriter, write_text
 from fairquant.report.cells import as_markdown, escape, percent, points, probability
 from fairquant.report.latex import as_latex
 from fairquant.report.suite import (
@@ -178,5 +177,5 @@ def comparison_rows(suite: Suite, comparisons: Sequence[Comparison]) -> list[lis
 def _csv(rows: Sequence[Sequence[object]]) -> str:
     """Return csv; None is an empty field, numbers have all their digits."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    CsvWriter(text).writerows(rows)
     return text.getvalue()

@@ -5,7 +5,6 @@ Neither holds times: the files of two equal runs are equal byte for byte.
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fairquant.artifacts import write_text
+from fairquant.artifacts import CsvWriter, write_text
 from fairquant.predictions import SplitPredictions
 
 FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_accuracy", "val_worst_group_accuracy")
@@ -92,7 +91,7 @@ class History:
     def write_curve(self, path: str | Path) -> None:
         """Write one csv line per epoch; each group has a column ``val_accuracy <group>``."""
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        writer = CsvWriter(out)
         writer.writerow([*FIELDS, *(f"val_accuracy {group}" for group in self.groups)])
         for row in self.rows:
             values = [getattr(row, name) for name in FIELDS] + [row.val_group_accuracy[group] for group in self.groups]

@@ -250,7 +250,15 @@ class _Run:
 
     def _validate(self, epoch: int, lr: float, train_loss: float) -> EpochRow:
         size = max(self.section.batch_size, 64)
-        part = predict(self.model, self.store, "val", batch_size=size, device=self.device, precision=self.precision)
+        part = predict(
+            self.model,
+            self.store,
+            "val",
+            batch_size=size,
+            device=self.device,
+            precision=self.precision,
+            finite=False,
+        )
         loss = cross_entropy(torch.from_numpy(part.logits).double(), torch.from_numpy(part.labels)).item()
         if not np.isfinite(loss):
             raise not_finite(f"validation loss after epoch {epoch}", loss)

@@ -16,13 +16,21 @@ from torch import Tensor, nn
 from fairquant.data.batches import iterate, n_batches
 from fairquant.data.store import Store
 from fairquant.devices import autocast
+from fairquant.errors import UserError
 from fairquant.parallel.collectives import from_first, gather_rows, share, world_size
 from fairquant.predictions import Predictions, SplitPredictions
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, store: Store, split: str, *, batch_size: int, device: torch.device, precision: str = "fp32"
+    model: nn.Module,
+    store: Store,
+    split: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    finite: bool = True,
 ) -> SplitPredictions:
     """Return the model's logits on ``split`` in eval mode; the model's own mode is left as it was.
 
@@ -33,6 +41,10 @@ def predict(
         batch_size: samples per forward; in fp32 on the CPU it changes logits by rounding at most.
         device: where the model lives.
         precision: fp32, or bf16 for autocast; logits are float32 either way.
+        finite: False for a caller that tells NaN and infinite logits itself.
+
+    Raises:
+        UserError: a logit is NaN or infinite: nothing that is computed from it would be a measurement.
     """
     indices = store.indices(split)
     mine = share(n_batches(len(indices), batch_size))
@@ -48,9 +60,14 @@ def predict(
         model.train(was_training)
     classes = from_first(logits[0].shape[1] if logits else len(store.classes))  # the first has a batch if any has
     stacked = torch.cat(logits) if logits else torch.zeros((0, classes), device=device)
-    return SplitPredictions(
-        _of_all(stacked, len(indices), batch_size), store.labels[indices], store.groups[indices], indices
-    )
+    ordered = _of_all(stacked, len(indices), batch_size)
+    unusable = int((~np.isfinite(ordered).all(axis=1)).sum()) if finite else 0
+    if unusable:
+        raise UserError(
+            f"{split}: got outputs that are not finite for {unusable} of {len(indices)} images; allowed: a model with "
+            "finite outputs (its weights or statistics overflowed: train it anew, or with a lower lr)"
+        )
+    return SplitPredictions(ordered, store.labels[indices], store.groups[indices], indices)
 
 
 def _of_all(mine: Tensor, count: int, batch_size: int) -> npt.NDArray[np.float32]:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fairquant.artifacts import write_text
 from fairquant.config import Config
 from fairquant.config.load import parse_config
+from fairquant.config.yaml_core import read_yaml, write_yaml
 from fairquant.errors import UserError
 from scripts.curves.points import parse_setting, with_settings
 from scripts.curves.workspace import MODEL, PREPARED, Workspace
@@ -44,7 +43,7 @@ class Baseline:
         Raises ``UserError`` where the folder holds an analysis with other settings.
         """
         try:
-            raw = yaml.safe_load(params.read_text(encoding="utf-8"))
+            raw = read_yaml(params.read_text(encoding="utf-8"), source=str(params))
         except FileNotFoundError:
             raise UserError(f"{params}: not found; run from the repository's folder") from None
         given = dict(map(parse_setting, settings))
@@ -54,7 +53,7 @@ class Baseline:
         config = parse_config(changed)
         changed["data"] = {**changed["data"], "path": str(Path(config.data.path).absolute())}
         path = root / BASE
-        if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != changed:
+        if path.exists() and read_yaml(path.read_text(encoding="utf-8"), source=str(path)) != changed:
             raise UserError(f"--name: got {root} with other settings ({path}); allowed: the same, or another --name")
         return cls(root, changed)
 
@@ -70,7 +69,7 @@ class Baseline:
         }
         for params in configs.values():
             parse_config(params)
-        write_text(self.root / BASE, yaml.safe_dump(dict(self.params), sort_keys=False, allow_unicode=True))
+        write_text(self.root / BASE, write_yaml(dict(self.params)))
         if not (self.root / PREPARED).exists():
             say(f"{self.root / PREPARED}: preparing {self.params['data']['name']}")
             _stage("prepare", self.root, parse_config(dict(self.params)))
@@ -79,7 +78,7 @@ class Baseline:
     def _workspace(self, model: str, seed: int, params: Mapping[str, Any], say: Callable[[str], None]) -> Workspace:
         folder = self.root / "workspaces" / f"{model.replace('/', '_')}-s{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / BASE, yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True))
+        write_text(folder / BASE, write_yaml(dict(params)))
         _link(folder / PREPARED, (self.root / PREPARED).absolute())
         weights = Path("data/weights").absolute()
         if weights.is_dir():

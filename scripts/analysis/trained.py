@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fairquant.artifacts import read_json, write_text
 from fairquant.config import Config
 from fairquant.config.load import parse_config
+from fairquant.config.yaml_core import read_yaml, write_yaml
 from fairquant.errors import UserError
 from scripts.analysis.skew import AS_IS, subsample
 from scripts.curves.points import with_settings
@@ -48,11 +47,11 @@ def derive(workspace: Workspace, skew: Skew, folder: Path, given: Mapping[str, A
     params = with_settings(workspace.params, given)
     about = {"data": store.meta["checksum"], **{name: params[name] for name in ("seed", "model", "pretrain")}}
     record = folder / RECORD
-    if record.exists() and yaml.safe_load(record.read_text(encoding="utf-8")) != about:
+    if record.exists() and read_yaml(record.read_text(encoding="utf-8"), source=str(record)) != about:
         raise UserError(f"--out: got {folder}, a classifier trained otherwise; allowed: the same settings, or another")
     if not record.exists():
         _train(own, parse_config(params))
-        write_text(record, yaml.safe_dump(about, sort_keys=True, allow_unicode=True))
+        write_text(record, write_yaml(about))
     description = read_json(folder / DESCRIPTION)
     return dataclasses.replace(own, description=description, checksum=description["checksum"])
 

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from fairquant.allocate.info import ModelInfo
 from fairquant.config import Config
 from fairquant.config.load import check_groups, parse_config
+from fairquant.config.yaml_core import read_yaml
 from fairquant.errors import ConfigError, UserError
 from fairquant.report.curves import Key
 from scripts.curves import budgets, methods
@@ -102,8 +101,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if key == "seed":
         raise UserError(f"--set: got {text!r}; allowed: a workspace of that seed (its classifier was trained with it)")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key, read_yaml(value, source="--set")
+    except ConfigError:
         raise UserError(f"--set: got {text!r}; allowed: KEY=VALUE with a value of YAML") from None
 
 

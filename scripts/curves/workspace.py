@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fairquant.allocate.info import ModelInfo
 from fairquant.artifacts import read_json
 from fairquant.config import Config
 from fairquant.config.load import load_config
+from fairquant.config.yaml_core import read_yaml
 from fairquant.data.store import Store
 from fairquant.errors import ArtifactError, UserError
 
@@ -60,7 +59,7 @@ class Workspace:
             raise ArtifactError(f"{path / DESCRIPTION}: got no 'checksum'; allowed: what the pretrain stage writes")
         if not (path / MODEL).is_file():
             raise ArtifactError(f"{path / MODEL}: not found; run the stage that writes it (dvc repro)")
-        params = yaml.safe_load((path / "params.yaml").read_text(encoding="utf-8"))
+        params = read_yaml((path / "params.yaml").read_text(encoding="utf-8"), source=str(path / "params.yaml"))
         task = name if named else task_name(config, store, description)
         if not task or len(task.splitlines()) > 1:
             raise UserError(f"WORKSPACE: got the task {task!r}; allowed: one line of text")

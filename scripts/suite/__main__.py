@@ -15,6 +15,7 @@ from fairquant.errors import UserError
 from fairquant.report.suite import Run, Suite
 from fairquant.report.suite_plots import write_plots
 from fairquant.report.suite_tables import write_tables
+from fairquant.terminal import failed
 from scripts.suite.check import check_inputs
 from scripts.suite.drive import Drive
 from scripts.suite.plan import Plan, make_plan
@@ -117,9 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; a user's mistake is one line and exit code 2, Ctrl-C leaves the workers to their work."""
     try:
         return run(parse(arguments), Queue(Path.cwd()))
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    except Exception as error:
+        return failed(error)
     except KeyboardInterrupt:
         print("stopped watching: queued experiments go on (`dvc queue stop --kill` ends them), the same command "
               "continues", file=sys.stderr)  # fmt: skip

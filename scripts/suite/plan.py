@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fairquant import presets
 from fairquant.config import Config
 from fairquant.config.load import check_groups, parse_config
+from fairquant.config.yaml_core import read_yaml
 from fairquant.errors import ConfigError, UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -135,5 +134,5 @@ def apply(params: str, settings: Sequence[str]) -> dict[str, Any]:
         except DvcException as error:
             cause = str(error.__cause__ or error).splitlines()[0]
             raise UserError(f"--set: {cause}; allowed: KEY=VALUE with a key of params.yaml") from None
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"), source="params.yaml")
     return dict(values)

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fairquant.artifacts import write_text
+from fairquant.config.yaml_core import read_yaml
 from fairquant.errors import UserError
 from scripts.suite.plan import Task
 
@@ -150,7 +149,7 @@ class Queue:
 
     def params(self, revision: str) -> dict[str, Any]:
         """Return params.yaml of a commit."""
-        return dict(yaml.safe_load(self.git("show", f"{revision}:params.yaml")))
+        return dict(read_yaml(self.git("show", f"{revision}:params.yaml"), source=f"params.yaml of {revision}"))
 
     def metrics(self, revision: str) -> dict[str, Any]:
         """Return metrics/evaluate.json of a commit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from fairquant.data.checks import LISTED, alike, check_names, spelling
 from fairquant.data.prepare import prepare
 from fairquant.data.problems import summarise
 from fairquant.data.raw import Problem, RawDataset, RawSample
+from fairquant.data.store import Store
 from fairquant.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -212,12 +214,35 @@ class TestNames:
         assert said in refused(rows)
         assert said in refused(rows, bad_rows="drop")
 
+    @pytest.mark.parametrize(("first", "second"), [("3", "3.0"), ("p3", "p3 "), ("caf\u00e9", "cafe\u0301")])
+    def test_a_patient_in_two_spellings(self, manifest, refused, first, second):
+        rows = manifest(48, patient=lambda i: (first, second)[i % 2] if i < 8 else f"q{i // 4}")
+        low, high = sorted((first, second))
+        said = f"(the split_by column has {low!r} and {high!r}; allowed: one spelling of a value)"
+        assert said in refused(rows, split_by="patient")
+        assert said in refused(rows, split_by="patient", bad_rows="drop")
+
+    def test_ids_that_are_two_numbers_in_other_forms_are_two(self, manifest, prepared):
+        rows = manifest(48, patient=lambda i: ("1e3", "1000", "07", "7")[i % 4] + "_" * (i // 8))
+        meta, _ = prepared(rows, split_by="patient")
+        assert meta["samples"] == 48
+
     def test_class_names_may_unite_spellings(self, manifest, prepared):
         rows = manifest(40)
         for place, row in enumerate(rows):
             row["label"] = ("1", "1.0", "0")[place % 3]
         meta, _ = prepared(rows, options={"class_names": {"0": "no", "1": "yes", "1.0": "yes"}})
         assert meta["classes"] == ["no", "yes"]
+
+    @pytest.mark.parametrize("sign", ["\r", "\r\n", "\n", "\u2028", "\x0b", "\x85"])
+    def test_signs_that_end_lines_come_back_from_the_table(self, tmp_path, manifest, prepared, sign):
+        rows = manifest(40, note=lambda i: f"one{sign}two" if i % 3 else "plain", patient=lambda i: f"p{sign}{i // 2}")
+        text = io.StringIO()
+        csv.writer(text, quoting=csv.QUOTE_ALL).writerows([rows[0], *(row.values() for row in rows)])
+        prepared(rows, content=text.getvalue().encode(), split_by="patient")
+        store = Store.open(tmp_path / "data" / "prepared")
+        assert len(store.ids) == 40
+        assert list(store.columns["note"]) == [row["note"] for row in rows]
 
     def test_capitals_are_told(self, manifest, prepared, caplog):
         rows = manifest(40)

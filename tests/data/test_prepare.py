@@ -59,6 +59,9 @@ def test_the_same_parameters_write_the_same_bytes(tmp_path, manifest, folder_con
 
 def test_statistics_of_a_constant_channel():
     assert channel_statistics([np.zeros((2, 2, 3), np.uint8)]) == ([0.0] * 3, [1.0] * 3)
+    for value in range(256):
+        for count in (7, 28, 49):
+            assert channel_statistics([np.full((1, count, 3), value, np.uint8)])[1] == [1.0] * 3
 
 
 @pytest.fixture
@@ -168,6 +171,46 @@ def test_a_group_that_unreadable_images_empty_is_an_error_even_when_dropping(tmp
         if row["split"] == "val" and row["group"] == "x":
             (tmp_path / "raw" / row["image"]).write_bytes(b"broken")
     with pytest.raises(DataError, match="the group 'x' has no sample in val"):
+        prepare(folder_config(rows, bad_rows="drop"), tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("faults", ["unreadable image", "missing file"])
+def test_a_published_test_that_is_lost_is_not_replaced_by_val(faults, tmp_path, manifest, folder_config):
+    rows = manifest(48, split=lambda i: ("train", "train", "val", "test")[i // 4 % 4])
+    for row in rows:
+        if row["split"] == "test":
+            path = tmp_path / "raw" / row["image"]
+            path.write_bytes(b"") if faults == "unreadable image" else path.unlink()
+    with pytest.raises(DataError, match=r"1 empty split \(no sample is left in test\)"):
+        prepare(folder_config(rows, bad_rows="drop"), tmp_path / "prepared")
+
+
+def test_unreadable_images_do_not_undercut_the_minimum_size(tmp_path, manifest, folder_config):
+    rows = manifest(60)
+    broken = [row for row in rows if row["group"] == "x"][:12]
+    for row in broken:
+        (tmp_path / "raw" / row["image"]).write_bytes(b"broken")
+    said = (
+        "1 small group (the group 'x' has 18 samples that can be read; allowed: at least data.min_group_size 19: mend "
+        "its images, or lower it)"
+    )
+    with pytest.raises(DataError) as error:
+        prepare(folder_config(rows, bad_rows="drop", min_group_size=19), tmp_path / "prepared")
+    assert said in str(error.value)
+    meta = prepare(folder_config(rows, bad_rows="drop", min_group_size=18), tmp_path / "prepared")
+    assert meta["dropped"] == {"unreadable image": 12} and meta["samples"] == 48
+    meta = prepare(
+        folder_config(rows, bad_rows="drop", min_group_size=18, train_subset=24, test_subset=4), tmp_path / "prepared"
+    )
+    assert meta["samples"] < 40  # of a subset a group may have fewer: the rule is for the data set
+
+
+def test_unreadable_images_that_leave_one_class_are_an_error(tmp_path, manifest, folder_config):
+    rows = manifest(40)
+    for row in rows:
+        if row["label"] == "b":
+            (tmp_path / "raw" / row["image"]).write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"1 one class \(every sample has the label 'a'"):
         prepare(folder_config(rows, bad_rows="drop"), tmp_path / "prepared")
 
 

@@ -21,3 +21,8 @@ def test_choose_takes_the_default_and_names_what_is_allowed():
 def test_group_columns_are_named_once(value):
     with pytest.raises(DataError, match="data.group: got .*allowed: one or several different columns of age"):
         choose_groups(value, ["age", "sex"], ["sex"])
+
+
+def test_numbers_of_any_length_are_ordered():
+    values = ["9" * 5000, "10", "1" + "0" * 5000, "007", "9", "0"]
+    assert natural_order(values) == ("0", "007", "9", "10", "9" * 5000, "1" + "0" * 5000)

@@ -58,3 +58,10 @@ def test_an_absent_file_names_the_layout(tmp_path):
         read_table(tmp_path / "none.csv", layout="image,label")
     with pytest.raises(DataError, match="not found; expected image,label$"):
         read_table(tmp_path, layout="image,label")
+
+
+def test_blank_lines_before_the_header_are_none(tmp_path):
+    (tmp_path / "t.csv").write_text("\n\na,b\n\n1,2\n")
+    table = read_table(tmp_path / "t.csv", layout="")
+    assert table.columns == ("a", "b")
+    assert [(row.number, row.values) for row in table.rows] == [(1, {"a": "1", "b": "2"})]

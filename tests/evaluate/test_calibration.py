@@ -62,6 +62,24 @@ def test_ties_count_half():
     assert area_under_curve([1, 1, 1], [True, False, True]) == 0.5
 
 
+def test_equal_probabilities_tie_whatever_the_logits():
+    random = np.random.default_rng(3)
+    plain = random.integers(-2, 3, (400, 3))
+    labels = random.integers(0, 3, 400)
+    others = np.sort(plain[:, [0, 2]] - plain[:, [1]], axis=1)
+    odds = {tuple(pair): 1 / np.exp(pair).sum() for pair in others.tolist()}  # one for each pair: exact ties
+    expected = roc_auc_score(labels == 1, [odds[tuple(pair)] for pair in others.tolist()])
+
+    shifted = (plain + random.integers(-30, 31, (400, 1))).astype(np.float32)  # adds nothing to any probability
+    part = SplitPredictions(shifted, labels, np.zeros(400, np.int64), np.arange(400))
+    found = calibration(part, classes=("a", "b", "c"), groups=("all",), positive=1)["all"]["auc"]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+    pair = np.array([[3, -2, 2], [5, 0, 4]], np.float32)  # the same probabilities, two units apart
+    part = SplitPredictions(pair, np.array([1, 0]), np.zeros(2, np.int64), np.arange(2))
+    assert calibration(part, classes=("a", "b", "c"), groups=("all",), positive=1)["all"]["auc"] == 0.5
+
+
 def test_probabilities_that_round_to_one_still_rank():
     logits = np.array([[0, 50], [0, 60], [0, 70], [0, 80]], np.float32)
     part = SplitPredictions(logits, np.array([0, 0, 1, 1]), np.zeros(4, np.int64), np.arange(4))

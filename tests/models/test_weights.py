@@ -72,6 +72,36 @@ def test_damaged_files_are_one_line(tmp_path, name, content):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_the_old_format_cut_anywhere_is_one_line(tmp_path, state):
+    torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "w.pth").read_bytes()
+    for length in range(1, len(whole), 61):
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        with pytest.raises(UserError, match="not readable as weights") as error:
+            load_state_dict(tmp_path / "cut.pth")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: {0: torch.ones(2)}, r"keys that hold no tensor \(0\)"),
+        (lambda: {"a": torch.ones(2), 1: torch.ones(2)}, r"keys that hold no tensor \(1\)"),
+        (lambda: {"a": torch.ones(2, dtype=torch.complex64)}, r"quantized, sparse or complex \(a\)"),
+        (lambda: {"a": torch.ones(2).to_sparse()}, r"quantized, sparse or complex \(a\)"),
+        (lambda: {"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, r"quantized, sparse .* \(a\)"),
+        (lambda: {"a": torch.ones(2), "b": torch.tensor([1, float("nan")])}, r"NaN or infinite \(b\)"),
+        (lambda: {"a": torch.tensor(float("inf"), dtype=torch.bfloat16)}, r"NaN or infinite \(a\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns of kinds of tensors it will drop
+def test_numbers_that_no_model_has_are_refused(tmp_path, make, text):
+    torch.save(make(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=text) as error:
+        load_state_dict(tmp_path / "w.pth")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(("value", "text"), [({"a": 3}, "hold no tensor \\(a\\)"), ([1], "got list"), ({}, "got dict")])
 def test_files_of_something_else_are_refused(tmp_path, value, text):
     torch.save(value, tmp_path / "w.pth")

@@ -48,6 +48,11 @@ class TestFinding:
         found = find_images([tmp_path / "z.dat", str(tmp_path / "in" / "2.jpg"), tmp_path / "in", tmp_path / "z.dat"])
         assert [path.name for path in found] == ["z.dat", "2.jpg", "1.jpg"]
 
+    def test_one_file_by_two_ways_comes_once(self, tmp_path):
+        touch(tmp_path, "in/1.jpg")
+        first = tmp_path / "in" / ".." / "in" / "1.jpg"
+        assert find_images([first, tmp_path / "in", tmp_path / "in" / "1.jpg"]) == [first]
+
     def test_every_suffix_is_one_the_image_library_knows(self):
         assert set(SUFFIXES) <= Image.registered_extensions().keys()
 

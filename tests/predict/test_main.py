@@ -166,6 +166,26 @@ class TestMistakes:
         allowed = f"argument {option}: got {value!r}; allowed: a whole number, at least 1"
         assert capsys.readouterr().err.splitlines()[-1] == f"python -m fairquant.predict: error: {allowed}"
 
+    @pytest.mark.parametrize(("option", "most"), [("--top", 10**6), ("--threads", 1024), ("--batch-size", 10**6)])
+    def test_numbers_that_no_machine_holds(self, model, capsys, option, most):
+        for value in (str(most + 1), "9" * 24):
+            with pytest.raises(SystemExit) as error:
+                main([str(model), "a.jpg", f"{option}={value}"])
+            assert error.value.code == 2
+            assert capsys.readouterr().err.endswith(f"argument {option}: got {value!r}; allowed: at most {most}\n")
+
+    def test_paths_that_the_system_refuses(self, model, images, tmp_path, capsys, monkeypatch):
+        [path] = images("1.png")
+        long = tmp_path / ("x" * 300)
+        self.check(capsys, f"{long}: File name too long", model, long)
+        self.check(capsys, f"{long}: File name too long", model, path, "--out", long)
+
+        def refuse(self, **_):
+            raise PermissionError(13, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "is_dir", refuse)  # as for a file in a folder that may not be entered
+        self.check(capsys, f"{path}: Permission denied", model, path)
+
 
 class TestInstalled:
     """What a machine needs that only predicts."""
@@ -222,6 +242,14 @@ class TestStreams:
         command = ["bash", "-c", f"{predict} | head -1; exit ${{PIPESTATUS[0]}}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert (done.stdout, done.stderr) == ('image,class,probability,red,"green, or so",blå\n', "")
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+    @pytest.mark.parametrize("out", [[], ["--out", "-"]])
+    def test_an_output_that_is_full(self, model, images, out):
+        command = [sys.executable, "-m", "fairquant.predict", str(model), *map(str, images("1.png")), *out]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
 
     def test_an_output_that_knows_ascii_only(self, model, images):
         command = [sys.executable, "-m", "fairquant.predict", str(model), *map(str, images("ü.png")), "--threads", "1"]

@@ -9,6 +9,7 @@ from fairquant.report.curves_plots import size_curves, write_plots
 from fairquant.report.curves_scatter import front, pareto, predicted_measured
 from fairquant.report.curves_style import COLOURS, styles
 from fairquant.report.curves_summary import by_task
+from fairquant.report.curves_tables import markdown
 from tests.report.curve_rows import row
 
 PREDICTED = {"light": 0.01, "dark": 0.1}
@@ -98,3 +99,11 @@ def test_files_are_pictures_with_equal_bytes(tmp_path):
 def test_nothing_measured_everywhere_still_draws(tmp_path):
     made = write_plots([row(test_worst_before=None, test_worst_after=None)], tmp_path)
     assert len(made) == 3
+
+
+def test_a_page_shows_each_plot_with_its_own_task(tmp_path):
+    rows = [row(task=task) for task in ("a", "a: b")]
+    made = write_plots(rows, tmp_path)
+    page = markdown(by_task(rows), made)
+    first, second = page.split("\n## a: b\n")
+    assert first.count("](1_") == page.count("](1_") == 3 and second.count("](2_") == page.count("](2_") == 3

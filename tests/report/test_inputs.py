@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fairquant.artifacts import CsvWriter
 from fairquant.config import Config
 from fairquant.errors import ArtifactError
 from fairquant.report.inputs import plain_params, read_csv, read_inputs
@@ -98,6 +99,16 @@ def test_a_row_of_another_length_is_named(tmp_path, row):
     (tmp_path / "t.csv").write_text(f"a,b\n1,2\n{row}\n")
     with pytest.raises(ArtifactError, match="t.csv: row 2: got another number of fields"):
         read_csv(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x0bb", "a\x85b", "a\nb", "a\rb", "a\r\nb", 'a"b', "a,b", " a "])
+def test_any_name_comes_back_from_a_table(tmp_path, name):
+    with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
+        CsvWriter(file).writerows([("group", f"loss:{name}"), (name, 0.5), ("plain", 1)])
+    assert read_csv(tmp_path / "t.csv") == (
+        {"group": name, f"loss:{name}": "0.5"},
+        {"group": "plain", f"loss:{name}": "1"},
+    )
 
 
 def test_params_are_plain_values():

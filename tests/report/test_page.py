@@ -20,6 +20,7 @@ NASTY = (
     "x & y &lt; z",
     "[l](http://e.org) ![i](n.png)",
     "~s~ $m$ \\ \"q\" 'r'",
+    "a #1 ##",
 )
 
 

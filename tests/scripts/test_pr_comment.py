@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +63,9 @@ def results(values):
 
 def notes(cells):
     return {row[0]: row[-1] for row in cells[1:]}
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class TestVerdict:
@@ -226,6 +232,13 @@ class TestCommand:
         code = pr_comment.main([base, "--root", str(folder)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
+
+    def test_any_terminal(self, repository):
+        self.commit(repository)
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "scripts.pr_comment", "main", "--root", str(repository)]
+        done = subprocess.run(command, env=environment, capture_output=True, check=True)
+        assert done.stdout.startswith(b"### Quantized model per group") and done.stderr == b""
 
     def test_base_against_workspace(self, repository, capsys):
         self.commit(repository)

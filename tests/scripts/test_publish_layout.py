@@ -67,3 +67,36 @@ def test_folder_and_loader_agree(name, write, data, tmp_path, monkeypatch):
     by_loader = pixels(target, tmp_path / "b", name=name, **data, **fractions)
     assert by_manifest == by_loader
     assert len(by_loader) == len(list((source / "images").iterdir()))
+
+
+class TestMistakes:
+    """One line, exit code 2, and nothing is written."""
+
+    def refused(self, capsys, *arguments: object) -> str:
+        assert publish_layout.main([str(argument) for argument in arguments]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: ") and line.count("\n") == 1
+        return line
+
+    def test_no_table(self, tmp_path, capsys):
+        assert "labels.csv: not found; expected " in self.refused(capsys, "fairface", tmp_path, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+
+    def test_another_table(self, tmp_path, capsys):
+        source = lesions(tmp_path / "mine")
+        line = self.refused(capsys, "fairface", source, tmp_path / "out")
+        assert "has no column 'official_split'" in line and "allowed: the columns image,official_split,age," in line
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+    def test_an_image_is_absent(self, tmp_path, capsys):
+        source = faces(tmp_path / "mine")
+        (source / "images/3.jpg").unlink()
+        assert "3.jpg: not found (1 images in all)" in self.refused(capsys, "fairface", source, tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+    def test_twice(self, tmp_path, capsys):
+        source = faces(tmp_path / "mine")
+        assert publish_layout.main(["fairface", str(source), str(tmp_path / "out")]) == 0
+        before = sorted(path.name for path in (tmp_path / "out").rglob("*"))
+        assert "out: is there already" in self.refused(capsys, "fairface", source, tmp_path / "out")
+        assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == before

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fairquant.data.batches import iterate
+from fairquant.errors import UserError
 from fairquant.train.predict import predict, predict_splits
 
 CPU = torch.device("cpu")
@@ -25,6 +26,19 @@ def test_equals_a_plain_forward(network, store, split):
     np.testing.assert_array_equal(part.labels, store.labels[rows])
     np.testing.assert_array_equal(part.groups, store.groups[rows])
     assert part.logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_outputs_that_are_not_finite_are_no_measurement(network, store, value):
+    model = network().train()
+    with torch.no_grad():
+        next(layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)).bias[0] = value
+    count = len(store.indices("test"))
+    said = f"test: got outputs that are not finite for {count} of {count} images; allowed: a model with finite outputs"
+    with pytest.raises(UserError) as error:
+        predict(model, store, "test", batch_size=7, device=CPU)
+    assert str(error.value).startswith(said)
+    assert model.training
 
 
 @pytest.mark.parametrize("training", [True, False])

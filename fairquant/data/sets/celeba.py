@@ -154,7 +154,7 @@ def read_attributes(path: Path) -> tuple[tuple[str, ...], Rows, list[Problem]]:
     """
     lines = _read_lines(path)
     names = tuple(lines[1].split()) if len(lines) > 1 else ()
-    if not names or not lines[0].strip().isdigit() or len(set(names)) != len(names):
+    if not names or not lines[0].strip().isdecimal() or len(set(names)) != len(names):
         first = lines[0] if lines else ""
         raise DataError(
             f"{path}: got the first line {first[:60]!r}; allowed: the number of images, then a line of names"

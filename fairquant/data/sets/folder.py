@@ -8,7 +8,9 @@ test is used where it exists. All other columns are kept, text exactly as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,19 +22,27 @@ from fairquant.data.table import Row, Table, read_table
 from fairquant.errors import DataError
 
 MANIFESTS = ("labels.csv", "manifest.csv")
+log = logging.getLogger(__name__)
+
 LAYOUT = "a csv with the columns image,label,group[,split], paths relative to the csv, or a folder with labels.csv"
+
+
+CLASS_NAMES = "a mapping of labels to names, or a list of labels"
 
 
 def _texts(value: Any) -> Any:
     """Let YAML's numbers stand for the text in the csv, and a list of labels for their own names."""
     if isinstance(value, list):
-        return {str(item): str(item) for item in value}
-    return {str(key): str(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+        value = {item if isinstance(item, (str, int, float)) else "": item for item in value}
+    if not (isinstance(value, Mapping) and value and all(isinstance(v, (str, int, float)) for v in value.values())):
+        raise ValueError(CLASS_NAMES)
+    names = {str(key): str(item) for key, item in value.items()}
+    if not all(name.strip() for name in names.values()):
+        raise ValueError(CLASS_NAMES)
+    return names
 
 
-ClassNames = Annotated[
-    dict[str, str], BeforeValidator(_texts), Field(min_length=1, description="a mapping of labels to names, or a list")
-]
+ClassNames = Annotated[dict[str, str], BeforeValidator(_texts), Field(description=CLASS_NAMES)]
 
 
 class Options(Section):
@@ -58,7 +68,8 @@ def load(request: DataRequest, options: Options) -> RawDataset:
     """Read the manifest."""
     path = find_manifest(request.path)
     table = read_table(path, layout=LAYOUT)
-    label, groups = request.label or "label", request.group or ("group",)
+    label = "label" if request.label is None else request.label
+    groups = request.group or ("group",)
     needed = [options.image, label, *groups]
     needed += [name for name in (options.id, request.split_by) if name is not None]
     if options.use_split and options.split != Options().split:
@@ -67,11 +78,27 @@ def load(request: DataRequest, options: Options) -> RawDataset:
     if not missing:
         choose_groups(groups, table.columns, groups)
     samples = [] if missing else [_sample(row, table, request, options, label, groups) for row in table.rows]
+    _warn_of_what_dvc_misses(request.path, samples)
     names = options.class_names
     classes = natural_order([sample.label for sample in samples])
     if names is not None:
         classes = tuple(dict.fromkeys(names.values()))
     return RawDataset(f"folder {path.name}", classes, tuple(groups), samples, [*table.problems, *missing])
+
+
+def _warn_of_what_dvc_misses(path: Path, samples: Sequence[RawSample]) -> None:
+    """Say which images can change without DVC noticing: it watches ``data.path`` and nothing beside it."""
+    inside = os.path.join(os.path.abspath(path), "")
+    images = (os.path.abspath(sample.image) for sample in samples if isinstance(sample.image, Path))
+    outside = sum(not image.startswith(inside) for image in images)
+    if outside:
+        log.warning(
+            "%d of %d images lie outside data.path %s: DVC does not notice when they change; give the folder that "
+            "holds csv and images",
+            outside,
+            len(samples),
+            path,
+        )
 
 
 def find_manifest(path: Path) -> Path:

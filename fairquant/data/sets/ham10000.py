@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fairquant.config.base import Section
-from fairquant.data.raw import DataRequest, RawDataset, RawSample, choose, choose_groups
-from fairquant.data.table import Row, read_table
+from fairquant.data.raw import DataRequest, Problem, RawDataset, RawSample, choose, choose_groups
+from fairquant.data.table import Row, Table, read_table
 from fairquant.errors import DataError
 
 LAYOUT = (
@@ -28,6 +28,7 @@ LABELS = {"dx": DIAGNOSES, "malignant": ("benign", "malignant")}
 GROUPS = ("sex", "age_group", "localization", "dx_type")
 AGE_GROUPS = ("<60", ">=60", "unknown")
 BOUNDARY = 60
+OLDEST = 120
 
 
 class Options(Section):
@@ -42,13 +43,15 @@ def load(request: DataRequest, options: Options) -> RawDataset:
     table = read_table(request.path / "HAM10000_metadata.csv", layout=LAYOUT)
     missing = table.missing(COLUMNS)
     images = _find_images(request.path)
-    samples = [] if missing else [_sample(row, images, request.path, label, groups, split_by) for row in table.rows]
+    bad = [problem for row in ([] if missing else table.rows) if (problem := _bad_age(row, table)) is not None]
+    good = [] if missing else [row for row in table.rows if age_group(row.values["age"])]
+    samples = [_sample(row, images, request.path, label, groups, split_by) for row in good]
     return RawDataset(
         "ham10000",
         LABELS[label],
         groups,
         samples,
-        [*table.problems, *missing],
+        [*table.problems, *missing, *bad],
         group_order={"age_group": AGE_GROUPS},
     )
 
@@ -69,16 +72,28 @@ def _jpegs(folder: Path) -> Iterable[Path]:
 
 
 def age_group(age: str) -> str:
-    """Return the age band of an age in years as it stands in the table; an empty age is "unknown".
+    """Return the age band of an age in years as it stands in the table; "unknown" for no number.
 
-    >>> age_group("55.0"), age_group("60.0"), age_group("")
-    ('<60', '>=60', 'unknown')
+    A number that is no human age gives "".
+
+    >>> age_group("55.0"), age_group("60.0"), age_group(""), age_group("-4")
+    ('<60', '>=60', 'unknown', '')
     """
     try:
         years = float(age)
     except ValueError:
         return "unknown"
-    return "unknown" if years != years else AGE_GROUPS[years >= BOUNDARY]
+    if years != years:
+        return "unknown"
+    return AGE_GROUPS[years >= BOUNDARY] if 0 <= years <= OLDEST else ""
+
+
+def _bad_age(row: Row, table: Table) -> Problem | None:
+    age = row.values["age"]
+    if age_group(age):
+        return None
+    text = f"got the age {age!r}; allowed: years in [0, {OLDEST}], or empty"
+    return Problem("bad age", row.number, age, text, table=table.path.name)
 
 
 def _sample(

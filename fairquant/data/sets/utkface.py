@@ -144,7 +144,7 @@ def _image_paths(folder: Path) -> Iterable[Path]:
     return (
         path
         for path in (folder.rglob("*") if folder.is_dir() else ())
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
     )
 
 
@@ -165,11 +165,16 @@ def _read_images(folder: Path) -> tuple[list[Face], list[Problem]]:
 
 
 def _digests(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return a text per file that is equal for byte-identical files; only files of equal size are read."""
+    """Return a text per file that is equal for byte-identical files; only files of equal size are read.
+
+    A broken link is identical to nothing; it is told as a missing file later.
+    """
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in paths:
-        by_size[path.stat().st_size].append(path)
-    found = {group[0]: f"size {size}" for size, group in by_size.items() if len(group) == 1}
+        if path.is_file():
+            by_size[path.stat().st_size].append(path)
+    found = {path: f"no file {path}" for path in paths if not path.is_file()}
+    found |= {group[0]: f"size {size}" for size, group in by_size.items() if len(group) == 1}
     doubtful = [path for path in paths if path not in found]
     for path in tqdm(doubtful, desc="compare", unit="image", disable=None):
         found[path] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,7 +8,7 @@ from fairquant.config.load import parse_config
 from fairquant.data.prepare import prepare
 from fairquant.data.raw import DataRequest
 from fairquant.data.sets.folder import Options, load
-from fairquant.errors import DataError
+from fairquant.errors import ConfigError, DataError
 
 CSV = "image,label,group,age,split\na/1.jpg,10,x, 5 ,train\n/abs/2.jpg,9,y,NA,\n"
 
@@ -68,11 +68,38 @@ def test_every_missing_column_is_named(folder):
     assert [problem.value for problem in raw.problems] == ["file", "dx", "sex", "key", "person", "fold"]
 
 
+def test_no_name_is_no_column(folder):
+    raw = load(DataRequest(folder, label=""), Options())
+    assert [problem.kind for problem in raw.problems] == ["missing column"]
+    assert raw.problems[0].message.startswith("labels.csv has no column ''; its columns: ")
+
+
 def test_a_group_column_named_twice(folder):
     with pytest.raises(
         DataError, match="data.group: got .'group', 'group'.; allowed: one or several different columns"
     ):
         load(DataRequest(folder, group=("group", "group")), Options())
+
+
+def test_images_that_dvc_does_not_watch_are_told(folder, caplog):
+    (folder / "labels.csv").write_text("image,label,group\na/1.jpg,x,g\n./b/../2.jpg,x,g\n")
+    load(DataRequest(folder), Options())
+    assert not caplog.messages
+    said = "images lie outside data.path {}: DVC does not notice when they change; give the folder that holds "
+    said += "csv and images"
+    load(DataRequest(folder / "labels.csv"), Options())
+    (folder / "labels.csv").write_text("image,label,group\na/1.jpg,x,g\n../2.jpg,x,g\n/abs/3.jpg,x,g\n")
+    load(DataRequest(folder), Options())
+    assert caplog.messages == [f"2 of 2 {said.format(folder / 'labels.csv')}", f"2 of 3 {said.format(folder)}"]
+
+
+@pytest.mark.parametrize("names", [[], {}, {"a": None}, {"a": ["b"]}, {"a": ""}, [None], "a", {"a": {"b": 1}}])
+def test_class_names_that_are_none(names):
+    with pytest.raises(ConfigError) as error:
+        parse_config({"datasets": {"folder": {"class_names": names}}})
+    said = "params.yaml: datasets.folder.class_names: got "
+    assert str(error.value).startswith(said)
+    assert str(error.value).endswith("allowed: a mapping of labels to names, or a list of labels")
 
 
 def test_a_mapping_from_params_yaml():

@@ -57,6 +57,21 @@ def test_malignant_and_intersections(tmp_path):
     assert raw.samples[0].cluster == "HAM_0000000"
 
 
+@pytest.mark.parametrize("age", ["-4", "1e9", "121.0", "inf"])
+def test_an_age_that_no_one_has_is_told_with_its_row(tmp_path, age):
+    write(tmp_path)
+    table = tmp_path / "HAM10000_metadata.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    lines[5] = lines[5].replace("40.0", age)
+    table.write_text("".join(lines))
+    with pytest.raises(DataError) as error:
+        prepare(config(tmp_path), tmp_path / "prepared")
+    said = f"1 bad age (HAM10000_metadata.csv row 5 got the age {age!r}; allowed: years in [0, 120], or empty)"
+    assert said in str(error.value)
+    meta = prepare(config(tmp_path, bad_rows="drop"), tmp_path / "prepared")
+    assert meta["dropped"] == {"bad age": 1} and meta["samples"] == 83
+
+
 def test_age_bands():
     assert [age_group(age) for age in ("59.9", "60", "0.0", "", "nan", "old")] == [
         "<60",

@@ -125,6 +125,14 @@ def test_file_names_with_a_field_missing_are_told_and_can_be_dropped(tmp_path):
     assert meta["samples"] == 81 and meta["dropped"] == {"bad file name": 3}
 
 
+def test_a_broken_link_is_told_and_a_folder_is_no_image(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "part1" / "album.jpg").mkdir()
+    (tmp_path / "part1" / "30_0_0_201.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(DataError, match=r"^1 problem in the data: 1 missing file .*no image file '30_0_0_201.jpg'"):
+        prepare(config(tmp_path), tmp_path / "prepared")
+
+
 def test_labels_out_of_range(tmp_path):
     for index, wrong in enumerate(["117_0_0_1.jpg", "30_2_0_2.jpg", "30_0_5_3.jpg", "x_0_0_4.jpg", "30_0_4_5.jpg"]):
         (tmp_path / wrong).write_bytes(jpeg(index))
