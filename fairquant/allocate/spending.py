@@ -20,7 +20,8 @@ class Spent:
         bits: uint8 widths by layer, of ``unit_shape``; protected layers are not in it.
         totals: (G,), predicted loss increase of each group, protected layers included.
         value: the objective of ``totals``.
-        bound: no choice within the budget has an objective below it.
+        bound: no choice within the budget has an objective below it. Packed bytes depend on the choice itself: under
+            that budget it holds for choices that need as much room for scales and map as was set aside for this one.
         gap: (value − bound)/value, ≥ 0.
         group_weights: (G,), what one unit of each group's loss weighs in the objective at the optimum; 0 where a group
             does not bind.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,8 @@ from fairquant.allocate.objective import Objective
 from fairquant.assign._budgets import Budgets, Filling
 from fairquant.assign._sample import Point, Sample
 from fairquant.assign._stream import Evaluation, Floats, Index, Stream
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 6
 """Newton steps at most."""
@@ -80,8 +83,8 @@ class Search:
 
     def run(self) -> Found:
         """Go up the dual until the proved gap is small enough, at most ``ROUNDS`` steps."""
-        span = np.maximum(self.budgets.largest - self.budgets.smallest, np.finfo(float).tiny)
-        rooms = np.clip((self.budgets.limits - self.budgets.smallest) / span, 0.0, 1.0)
+        span, room = self.budgets.largest - self.budgets.smallest, self.budgets.limits - self.budgets.smallest
+        rooms = np.divide(np.minimum(room, span), span, out=np.ones_like(span), where=span > 0)
         start = self.sample.solve(rooms, self.offset, self.objective, gap=COARSE)
         here, reach = self._visit(start), 1.0
         for number in range(ROUNDS):
@@ -93,7 +96,25 @@ class Search:
             there = self._visit(self.sample.improve(here.point, here.totals, here.over, self.objective, reach=reach))
             here, reach = (there, reach) if there.dual > here.dual else (here, reach / 4)
         assert self.best is not None  # the last round always finishes
-        return self.best
+        found = self._with_free_steps(self.best)
+        if found.gap > self.gap:
+            log.warning("optimal: proved to be within %.2g of the optimum; asked for %.2g", found.gap, self.gap)
+        return found
+
+    def _with_free_steps(self, found: Found) -> Found:
+        """Return ``found`` with wider widths, as they fit, where no group loses by them: no price asks for these."""
+        counts = np.stack([np.bincount(c.reshape(-1), minlength=len(self.stream.widths)) for c in found.choice])
+        steps = np.diff(self.budgets.costs, axis=2)
+        fits = (steps <= (self.budgets.limits - found.spent)[:, None, None]).all(axis=0)
+        if not (fits & (counts[:, :-1] > 0)).any():
+            return found
+        made = self.stream.widen(found.group_weights, found.choice, Filling(self.budgets, counts))
+        assert made.totals is not None
+        totals = made.totals + self.offset
+        value = float(self.objective.value(totals))
+        bound = min(found.bound, value)
+        gap = (value - bound) / max(value, np.finfo(float).tiny)
+        return replace(found, totals=totals, value=value, bound=bound, gap=gap, spent=self.budgets.spent(made.counts))
 
     def _visit(self, point: Point) -> _Visit:
         """Evaluate the dual over all weights at ``point``, and close by for the multiplier."""
@@ -140,8 +161,8 @@ class Search:
         window, point = self._enclose(point, tried)
         filling = Filling(self.budgets, window.counts)
         choice, made = self.stream.fill(point.weights, window.dear * point.prices, window.cheap * point.prices, filling)
-        assert made.totals is not None
         self.bound = max(self.bound, self._dual(point, window.dear, made))
+        assert made.totals is not None
         totals = made.totals + self.offset
         value = float(self.objective.value(totals))
         if self.best is None or value < self.best.value:

@@ -179,6 +179,29 @@ class Stream:
             sums.append(self._group_sums(layer, rows, choice[layer][rows]))
         return choice, Evaluation(counts, math.fsum(priced), _total(sums))
 
+    def widen(self, weights: Floats, choice: list[Index], filling: Filling) -> Evaluation:
+        """Let weights take the widest width at which no group loses more, as ``filling`` has room, in model order.
+
+        A weight that no group misses, or that is the same at several widths, takes the cheapest width at any price, and
+        leaves bits that nobody else needs. ``choice`` is changed in place.
+        """
+        counts = np.zeros((len(self.layers), len(self.widths)), np.int64)
+        sums = []
+        for layer, rows in self._blocks():
+            self._choose(layer, rows, weights, [])
+            index = choice[layer][rows]
+            work = self._work(index.shape)
+            effect, missed = work.chosen(index), work.combined > 0
+            wider = index.copy()
+            for number in range(1, len(self.widths)):
+                harmless = ~missed | (work.effects[number] <= effect)
+                np.copyto(wider, np.uint8(number), where=harmless & (number > index))
+            taken = filling.take(layer, index, wider)
+            choice[layer][rows] = np.where(taken, wider, index)
+            counts[layer] += self._count(choice[layer][rows])
+            sums.append(self._group_sums(layer, rows, choice[layer][rows]))
+        return Evaluation(counts, math.nan, _total(sums))
+
     def scores(self, weights: Floats, shares: Floats) -> list[Single]:
         """Return 1 + Σ over widths of shares·loss of every weight, its groups counted by ``weights``: (out·n,) each."""
         scores = [np.empty(layer.weight.size, np.float32) for layer in self.layers]

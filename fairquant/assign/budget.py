@@ -107,12 +107,16 @@ def prices(
     model = _Model(info, free, numbers, np.array(widths), held, reserve, scheme)
     makers = {"avg_bits": _average, "size_mb": _packed, "gbops": _operations}
     rows = [
-        (key, *maker(float(getattr(budget, key)), model))
+        (key, *maker(min(float(getattr(budget, key)), MOST), model))
         for key, maker in makers.items()
         if getattr(budget, key) is not None
     ]
     keys, costs, limits, fixed, unit = zip(*rows, strict=True)
     return Prices(keys, np.stack(costs), np.array(limits), np.array(fixed), np.array(unit))
+
+
+MOST = 1e15
+"""Megabytes or giga bit-operations beyond which a limit is none, so that arithmetic with it stays finite."""
 
 
 def whole_bytes(megabytes: float) -> int:
@@ -121,7 +125,7 @@ def whole_bytes(megabytes: float) -> int:
     >>> whole_bytes(1.001)
     1001000
     """
-    return math.floor(Fraction(repr(megabytes)) * int(MEGABYTE))
+    return math.floor(Fraction(repr(min(megabytes, MOST))) * int(MEGABYTE))
 
 
 _Row = tuple[Floats, float, float, float]

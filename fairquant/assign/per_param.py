@@ -117,6 +117,18 @@ def minimise_streamed(
     return StreamedSolution(**vars(found))
 
 
+def streamed_totals(
+    layers: Sequence[StreamedLayer], widths: Sequence[int], number: int, groups: int, *, increase: Increase
+) -> Floats:
+    """Return what each group is predicted to lose (G,) with every weight at ``widths[number]``."""
+    costs = np.ones((1, len(layers), len(widths)))
+    costs[:, :, number] = 0.0
+    stream = Stream(layers, groups, tuple(widths), costs, increase)
+    totals = stream.evaluate(np.ones(groups), [np.array([1e300])], totals=0)[0].totals
+    assert totals is not None
+    return totals
+
+
 def _check_shapes(layers: Sequence[StreamedLayer], widths: int, groups: int) -> None:
     for layer in layers:
         out, n = layer.weight.shape

@@ -3,7 +3,8 @@
 Per tensor and per channel all predicted losses fit into one table; layers that share widths (``assign.optimal.couple``)
 are one row of units whose losses and costs add up. Per parameter the same problem is solved without a table
 (``fairquant.assign.per_param``). Packed bytes depend on the allocation they describe (width map, scales): that budget
-is met in a few rounds, each with what the allocation before it really needs; only what truly fits is kept.
+is met in a few rounds, each with what the allocation before it really needs; only what truly fits is kept. What is then
+left is given out once more, and one width for all, which needs no map, is taken where it is better.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from fairquant.allocate.objective import Objective
 from fairquant.allocate.spending import Spent
 from fairquant.assign.budget import Prices, Reserve, first_reserve, prices, reserve_of, whole_bytes
 from fairquant.assign.losses import Increase, LayerLosses, total_by_layer
-from fairquant.assign.per_param import StreamedLayer, minimise_streamed
+from fairquant.assign.per_param import StreamedLayer, minimise_streamed, streamed_totals
 from fairquant.config.schema import BudgetSection
 from fairquant.cost.size import MEGABYTE, size_report
 from fairquant.errors import ConfigError
 
+NEGLIGIBLE = 1e-3
+"""Share of a budget of packed bytes that may stay unspent."""
+TRIES = 6
+"""How often what a budget of packed bytes leaves is given out once more."""
 ROUNDS = 6
 """How often a budget of packed bytes is met with the needs of the allocation before."""
 
@@ -53,6 +58,10 @@ class Solver(Protocol):
 
     def __call__(self, prices: Prices, objective: Objective, *, gap: float) -> Solved:
         """Solve; raises ``Infeasible`` where a limit cannot be met."""
+        ...
+
+    def totals_at(self, number: int) -> npt.NDArray[np.float64]:
+        """Return the groups' totals (G,) with every free unit at candidate width ``number``."""
         ...
 
 
@@ -91,6 +100,12 @@ class TableSolver:
             chosen, found.totals, found.value, found.bound, found.gap, found.group_weights, found.spent, found.prices
         )
 
+    def totals_at(self, number: int) -> npt.NDArray[np.float64]:
+        """Return the groups' totals (G,) with every free unit at candidate width ``number``."""
+        chosen = {name: np.full(layer.losses.shape[1], number, np.intp) for name, layer in self.layers.items()}
+        totals: npt.NDArray[np.float64] = np.sum([self.offset, *total_by_layer(self.layers, chosen).values()], axis=0)
+        return totals
+
 
 @dataclass(frozen=True)
 class StreamedSolver:
@@ -121,6 +136,13 @@ class StreamedSolver:
         return Solved(
             chosen, found.totals, found.value, found.bound, found.gap, found.group_weights, found.spent, found.prices
         )
+
+    def totals_at(self, number: int) -> npt.NDArray[np.float64]:
+        """Return the groups' totals (G,) with every weight at candidate width ``number``."""
+        return streamed_totals(self.layers, self.widths, number, len(self.offset), increase=self.increase) + self.offset
+
+
+_Answer = tuple[BitMap, Solved, Prices]
 
 
 @dataclass(frozen=True)
@@ -209,10 +231,12 @@ class Problem:
 
         The first reserve holds for every allocation; where that leaves too little, the cheapest one's is taken. Every
         further round takes what the allocation before really needs; where that allocation did not fit for its scales,
-        at least as many as in any round before. Only what truly fits counts.
+        at least as many as in any round before. Only what truly fits counts. Then the rest is spent (``_spent_up``),
+        and allocations that need no map are compared (``_uniform``).
         """
         cheapest = self._bitmap({name: np.zeros(self._units(name), np.intp) for name in self._free})
         reserve, best = self._first_reserve(), None
+        used = reserve
         for attempt in range(ROUNDS):
             try:
                 bits, solved, priced = self._solve(reserve, gap)
@@ -228,15 +252,64 @@ class Problem:
             if self._excess(bits) > 0:  # a code is never longer than reserved, but scales may be more
                 reserve = Reserve(needed.code, _largest(reserve.grids, needed.grids))
             elif best is None or solved.value < best[1].value:
-                best, reserve = (bits, solved, priced), needed
+                best, used, reserve = (bits, solved, priced), reserve, needed
             else:
                 break
         if best is None:  # next to nothing is left beside the cheapest widths: they are what fits
-            reserve = reserve_of(cheapest, self.widths)
-            priced = self._priced(reserve)
+            used = reserve_of(cheapest, self.widths)
+            priced = self._priced(used)
             least = priced.costs[:, :, 0] @ np.array([self._units(name) for name in self._free])
-            best = self._solve(reserve, gap, float((priced.limits - least)[priced.keys.index("size_mb")]))
+            best = self._solve(used, gap, float((priced.limits - least)[priced.keys.index("size_mb")]))
+        return self._uniform(self._spent_up(best, used, gap))
+
+    def _spent_up(self, best: _Answer, reserve: Reserve, gap: float) -> _Answer:
+        """Return a better answer within the bytes that the best one leaves of what ``reserve`` set aside for it.
+
+        Code and scales are those of the allocation, so what is given out beyond the reserve may fit or not: it grows by
+        what the last answer left, and is halved between one that fits and one that does not.
+        """
+        fitting, over, more = 0.0, math.inf, -8.0 * self._excess(best[0])
+        for _ in range(TRIES):
+            if more - fitting < NEGLIGIBLE * 8 * whole_bytes(float(self.budget.size_mb or 0)):
+                break
+            try:
+                bits, solved, priced = self._solve(reserve, gap, -more)
+            except Infeasible:  # another budget's, at the edge
+                break
+            left = -8.0 * self._excess(bits)
+            if left >= 0:
+                best = (bits, solved, priced) if solved.value < best[1].value else best
+                fitting, more = more, min(more + left, (more + over) / 2)
+            else:
+                over, more = more, (fitting + more) / 2
         return best
+
+    def _uniform(self, best: _Answer) -> _Answer:
+        """Return one width for all free units where that is better: it needs no map, which no reserve can know."""
+        for number, width in enumerate(self.widths):
+            chosen = {name: np.full(self._units(name), number, np.intp) for name in self._free}
+            bits = self._bitmap(chosen)
+            if self._keeps_all(bits, width):
+                totals = self.solver.totals_at(number)
+                value = float(self.objective.value(totals))
+                if value < best[1].value:
+                    solved = replace(
+                        best[1], chosen=chosen, totals=totals, value=value, bound=min(best[1].bound, value)
+                    )
+                    gap = (value - solved.bound) / max(value, np.finfo(float).tiny)
+                    best = (bits, replace(solved, gap=gap), best[2])
+        return best
+
+    def _keeps_all(self, bits: BitMap, width: int) -> bool:
+        """Return whether ``bits``, ``width`` for all free units, keeps every budget."""
+        if self._excess(bits) > 0:
+            return False
+        others = self.budget.model_copy(update={"size_mb": None})
+        if others.avg_bits is None and others.gbops is None:
+            return True
+        priced = replace(self, budget=others)._priced(self._first_reserve())
+        number, sizes = self.widths.index(width), np.array([self._units(name) for name in self._free])
+        return bool((priced.costs[:, :, number] @ sizes <= priced.limits).all())
 
     @property
     def _free(self) -> list[str]:

@@ -66,6 +66,8 @@ def _batch_norm(config: Config) -> None:
             f"quantize.correction_images: got {config.quantize.correction_images} with quantize.batch_norm fold_train, "
             "whose statistics follow the rounded weights; allowed: 0"
         )
+    if config.quantize.correction_images == 1:
+        raise ValueError("quantize.correction_images: got 1; allowed: 0 (off), or 2 and more (a variance needs two)")
     one_step = config.quantize.scale == "weighted" and config.granularity == "per_tensor"
     if one_step and config.quantize.batch_norm != "keep":
         raise ValueError(

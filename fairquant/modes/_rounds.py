@@ -17,7 +17,7 @@ from fairquant.modes._activations import ActivationPlan
 from fairquant.modes._attach import fold
 from fairquant.modes._job import QuantizeJob
 from fairquant.modes._terms import training_terms
-from fairquant.modes._widths import held_widths
+from fairquant.modes._widths import held_widths, require_free
 from fairquant.quantize.frozen import attach_frozen, freeze, frozen_units
 from fairquant.train import checkpoint
 from fairquant.train.history import EpochRow, History
@@ -50,6 +50,7 @@ class Rounds:
         job.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = quantizable_layers(job.model)
         self.held = held_widths(job, list(layers))
+        require_free(self.held, list(layers), "iterative_qat")
         self.shapes = {name: tuple(weight_parameter(m).shape) for name, m in layers.items() if name not in self.held}
         self.number = len(epochs_of_rounds(job.training.epochs, job.section.iterative.rounds))
         self.rows: list[EpochRow] = []

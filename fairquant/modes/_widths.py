@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +22,17 @@ def held_widths(job: QuantizeJob, layers: Sequence[str]) -> dict[str, int]:
     held = protected_widths(job.protect, layers, job.roles)
     sensitive = {name: int(job.bits.layers[name].flat[0]) for name in job.bits.held}
     return {name: held.get(name, sensitive.get(name, 0)) for name in layers if name in held or name in sensitive}
+
+
+def require_free(held: Mapping[str, int], layers: Sequence[str], mode: str) -> None:
+    """Raise ``ConfigError`` where every one of ``layers`` is ``held``: nothing is left for a mode that finds widths."""
+    from fairquant.errors import ConfigError
+
+    if len(held) == len(layers):
+        raise ConfigError(
+            f"assign.protect: got every layer ({len(held)}) held at a width with quant_mode {mode}; allowed: at least "
+            "one layer left to it, or quant_mode fair_static_qat"
+        )
 
 
 def whole_layers(job: QuantizeJob, width_of: Callable[[str], int]) -> BitMap:

@@ -14,7 +14,7 @@ from fairquant.modes._attach import fold
 from fairquant.modes._job import QuantizeJob, QuantizeResult
 from fairquant.modes._terms import training_terms
 from fairquant.modes._train import train
-from fairquant.modes._widths import held_widths
+from fairquant.modes._widths import held_widths, require_free
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,9 @@ def quantize(job: QuantizeJob) -> QuantizeResult:
     plan = ActivationPlan.of(job)
     fold(job, job.bits)
     job.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    held = held_widths(job, list(quantizable_layers(job.model)))
+    layers = list(quantizable_layers(job.model))
+    held = held_widths(job, layers)
+    require_free(held, layers, "baq_learnable")
     sizes = _unit_sizes(job.model, job)
     baq = job.section.baq
     attach_learned(job.model, job.bits, held=set(held), bit_min=baq.bit_min, bit_max=baq.bit_max)

@@ -203,9 +203,13 @@ def _passes(weight: Tensor, grid: Grid, widths: Widths) -> Tensor:
     return torch.ge(codes, low, out=torch.empty_like(codes)).mul_(codes.le_(high))
 
 
+FARTHEST = 1e30
+"""Steps from zero beyond which a weight is simply far outside its grid."""
+
+
 def _step_derivative(weight: Tensor, delta: Tensor, widths: Widths) -> Tensor:
     """Return ∂ŵ/∂Δ weight by weight of symmetric grids (LSQ, equation 3; 1 bit: the sign; pruned and untouched: 0)."""
-    v = weight / delta
+    v = (weight / delta).clamp_(-FARTHEST, FARTHEST)  # finite where a learned step all but vanished
     top = widths.largest.floor()  # 0 where there is no grid
     derivative = clip_(v.round(), -top, top).sub_(v.abs().le_(top).mul_(v))
     if widths.sign is not None:

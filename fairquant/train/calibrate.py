@@ -54,10 +54,13 @@ def calibrate(
     named in a warning. Dynamic quantizers have no range to find: one batch tells which points are used. Raises
     ``UserError`` as ``calibration_rows`` does, and where activations are not finite.
     """
+    quantizers = activation_quantizers(model)
+    dynamic = all(quantizer.dynamic for quantizer in quantizers.values())
+    if dynamic:  # any images tell which points are used
+        section = section.model_copy(update={"sampling": "random"})
     rows = calibration_rows(store, section, seed=seed, groups_accuracy=groups_accuracy)
     forget_ranges(model)
-    quantizers = activation_quantizers(model)
-    if all(quantizer.dynamic for quantizer in quantizers.values()):
+    if dynamic:
         rows = rows[: section.batch_size]
     was_training = model.training
     model.eval()

@@ -249,6 +249,18 @@ def test_maps_of_zeros_cost_nothing(sample):
     assert (solution.value, solution.bound, solution.gap) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("sample", [100, 10_000])
+@pytest.mark.parametrize("missed", [0.0, 0.5])
+def test_weights_nobody_misses_take_what_is_left(sample, missed):
+    layers = case()
+    for layer in layers:
+        layer.maps[:, : int((1 - missed) * layer.maps.shape[1])] = 0  # what lies behind a dead unit has no gradient
+    limit = 7.0 * count(layers)
+    solution = streamed(layers, bits(layers), [limit], OBJECTIVES["max"], sample=sample)
+    check(solution, layers, WIDTHS, bits(layers), [limit], OBJECTIVES["max"])
+    assert 0 <= limit - solution.spent[0] < WIDTHS[-1]  # less than one weight's
+
+
 def test_weights_of_zero_take_the_cheapest_width():
     layers = case(((16, 100), (16, 100)))
     layers[0].weight[:, ::2] = 0

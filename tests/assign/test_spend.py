@@ -182,6 +182,53 @@ def test_budgets_are_kept_and_met(granularity, wanted):
             assert not steps_left(found, info, budget, held, reserve=len(shapes) + 1 + 2 * 6 + 4)
 
 
+WIDER = {"conv": (16, 3, 3, 3), **{f"mid{n}": (24, 24, 3, 3) for n in range(4)}, "fc": (10, 24)}
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_param"])
+@pytest.mark.parametrize("width", [2, 4])
+def test_never_worse_than_one_width_of_the_same_bytes(granularity, width):
+    """One width needs no map of widths: a choice that pays for one has to be worth it."""
+    _, _, alone = solve(WIDER, configure({"avg_bits": width}, bits=(width,), granularity=granularity))
+    info = model_info(WIDER)
+    size = spending(alone.bits, info)["size_mb"]
+    for bits in ((width, 8), (2, 4, 8), (0, 1, 2, 4, 8)):
+        found = solve(WIDER, configure({"size_mb": size}, bits=bits, granularity=granularity))[2]
+        assert spending(found.bits, info)["size_mb"] <= size
+        assert found.spent.value <= alone.spent.value * (1 + 1e-6)
+        assert found.spent.bound <= found.spent.value
+
+
+def test_packed_bytes_are_used_up():
+    """Single weights whose map takes a third of the file: its code is known only once the widths are."""
+    info = model_info(WIDER)
+    size = 0.3 * spending(next(all_bitmaps("per_param", WIDER, (8,), {})), info)["size_mb"]
+
+    def at(limit):
+        found = solve(WIDER, configure({"size_mb": limit}, bits=range(9), granularity="per_param"))[2]
+        return spending(found.bits, info)["size_mb"], found.spent.value
+
+    used, value = at(size)
+    assert 0 <= size - used <= 2e-3 * size
+    others = [at(factor * size) for factor in (1.02, 1.05, 1.1)]
+    assert all(value <= 1.02 * more for needed, more in others if needed <= size)
+
+
+def test_one_width_keeps_the_other_budgets_too():
+    _, _, alone = solve(WIDER, configure({"avg_bits": 4}, bits=(4,), granularity="per_param"))
+    info = model_info(WIDER)
+    budget = {"size_mb": spending(alone.bits, info)["size_mb"], "avg_bits": 3.5}
+    found = solve(WIDER, configure(budget, bits=(2, 4, 8), granularity="per_param"))[2]
+    assert fits(found.bits, info, budget)
+
+
+@pytest.mark.parametrize("key", ["size_mb", "gbops"])
+@pytest.mark.parametrize("limit", [1e15, 1e300, 1.7e308])
+def test_a_limit_beyond_any_model_is_none(key, limit):
+    found = solve(SHAPES, configure({key: limit}, bits=(2, 4, 8)))[2]
+    assert all((widths == 8).all() for widths in found.bits.layers.values())
+
+
 def steps_left(found, info, budget, held, reserve):
     """Return the units that could be one width wider within every budget, and would lose less for it.
 

@@ -174,6 +174,8 @@ MISTAKES = {
     "assign: {explain: {budgets: 4}}": "assign.explain.budgets: got 4; allowed: a list of average bits",
     "assign: {explain: {measure: 2}}": "assign.explain.measure: got 2; allowed: true | false",
     "quantize: {correction_images: -1}": "quantize.correction_images: got -1; allowed: a number in [0, inf)",
+    "quantize: {correction_images: 1}": "quantize.correction_images: got 1; allowed: 0 (off), or 2 and more (a "
+    "variance needs two)",
     "quantize: {correction_images: true}": "quantize.correction_images: got true; allowed: a number, not true/false",
     **{
         f"{{quant_mode: {mode}, quantize: {{scale: weighted}}}}": f"quantize.scale: got 'weighted' with quant_mode "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from fairquant import plugins
+from fairquant.config.schema import ProtectSection
+from fairquant.errors import ConfigError
 from fairquant.modes._terms import training_terms
 from fairquant.quantize.attach import quantizers
 from fairquant.train import loop
@@ -148,3 +151,15 @@ def test_group_weights_are_carried_from_round_to_round(make_job, objectives):
     job = make_job(fairness_loss="group_dro", epochs=4, iterative={"rounds": 2})
     plugins.load("mode", "iterative_qat").quantize(job)
     assert len(objectives) == 2 and objectives[0].terms[0] is objectives[1].terms[0]
+
+
+@pytest.mark.parametrize("mode", ["baq_learnable", "iterative_qat"])
+def test_a_mode_that_finds_widths_needs_a_layer_to_find_one_for(mode, make_job):
+    job = dataclasses.replace(make_job(), protect=ProtectSection(layers=("*",), bits=8))
+    with pytest.raises(ConfigError) as error:
+        plugins.load("mode", mode).quantize(job)
+    assert re.fullmatch(
+        rf"assign.protect: got every layer \(\d+\) held at a width with quant_mode {mode}; allowed: at least one layer "
+        "left to it, or quant_mode fair_static_qat",
+        str(error.value),
+    )

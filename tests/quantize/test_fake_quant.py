@@ -185,3 +185,9 @@ class TestArithmetic:
         expected = torch.where(bits == 1, torch.where(weight < 0, -1.0, 1.0), inside)
         expected = torch.where((bits == 0) | (bits == 32), 0.0, expected)
         assert torch.equal(_step_derivative(weight, delta, widths), expected)
+
+
+def test_the_gradient_of_a_step_that_all_but_vanished_is_finite():
+    weight, delta = torch.tensor([[5.0, -6.0, 0.2, 0.0]]), torch.tensor([[1e-38]])
+    found = _step_derivative(weight, delta, prepare_widths(torch.tensor([[4]], dtype=torch.uint8)))
+    assert found.tolist() == [[7.0, -7.0, 7.0, 0.0]]

@@ -190,6 +190,13 @@ def test_dynamic_ranges_need_one_batch_to_tell_which_points_are_used(probe, stor
     assert list(activation_quantizers(model)) == ["conv.input", "fc.input"]
 
 
+@pytest.mark.parametrize("sampling", ["balanced", "worst_group"])
+def test_dynamic_ranges_ask_for_no_group_s_accuracy(probe, store, sampling):
+    model = prepared(probe, "layers", dynamic=True)
+    calibrate(model, store, section(sampling=sampling), device=CPU, precision="fp32", seed=0)
+    assert list(activation_quantizers(model)) == ["conv.input", "fc.input"]
+
+
 def test_activations_that_are_not_finite_are_named(probe, store):
     with torch.no_grad():
         probe.norm.weight.fill_(torch.inf)

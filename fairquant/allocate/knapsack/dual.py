@@ -24,6 +24,8 @@ from fairquant.allocate.knapsack.problem import Choice, Floats, Problem
 
 BLOCKS = 32  # more make the model tighter and its linear programs larger; the best of 8, 32 and 128 on 26,560 units
 UNITS_AT_ONCE = 16384  # float32 losses become float64 in parts of so many units
+LEAST = 1e-12
+"""Of the largest price, what a linear program's unit is at least: beyond 1e15 its solver takes numbers for infinite."""
 BISECTIONS = 14
 ITERATIONS = 100
 GOLDEN = 0.6180339887498949
@@ -154,7 +156,7 @@ class _Search:
 
     def step(self) -> float:
         """Maximise the model of all cuts and evaluate D there; return the model's maximum, which is ≥ max D."""
-        unit = self.value or 1.0
+        unit = max(self.value, LEAST * self.top) or 1.0
         totals = np.stack([cut[0] for cut in self.cuts]) / unit  # (cuts, G, B)
         excess = np.stack([cut[1] for cut in self.cuts])
         cuts, groups, blocks = totals.shape
