@@ -16,7 +16,7 @@ from fairquant.assign._budgets import Budgets, Filling
 from fairquant.assign._sample import Point, Sample
 from fairquant.assign._search import Search
 from fairquant.assign._stream import Stream, round_weights
-from fairquant.assign.per_param import StreamedLayer, minimise_streamed
+from fairquant.assign.per_param import StreamedLayer, minimise_streamed, streamed_totals
 from fairquant.quantize.ladder import asymmetric_grids, quantize_rows, step_sizes
 
 WIDTHS = (0, 1, 2, 3, 4, 6, 8)
@@ -287,6 +287,14 @@ def test_a_budget_that_does_not_bind_has_no_price(average):
     losses, *_ = check(solution, layers, WIDTHS, bits(layers), [average * count(layers)], OBJECTIVES["max"])
     assert solution.value == pytest.approx(losses.min(axis=2).sum(axis=1).max(), rel=1e-3)
     assert solution.gap <= 1e-3
+
+
+@pytest.mark.parametrize("number", range(len(WIDTHS)))
+def test_one_width_for_all_loses_what_the_table_says(number):
+    layers = case()
+    losses, _ = table(layers, WIDTHS, bits(layers))
+    found = streamed_totals(layers, WIDTHS, number, GROUPS, increase=increase)
+    np.testing.assert_allclose(found, losses[:, :, number].sum(axis=1), rtol=1e-9)
 
 
 def test_untouched_weights_lose_nothing():
